@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * frame.h: Ethernet frames with TCP in them, taken apart and put together.
+ */
+#ifndef PYSPLICE_FRAME_H
+#define PYSPLICE_FRAME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* struct virtio_net_hdr of the virtio specification, 5.1.6, without the
+ * num_buffers field: what a tap with IFF_VNET_HDR puts before each frame. */
+struct vnet_header {
+	uint8_t flags;
+	uint8_t gso_type;
+	uint16_t hdr_len;
+	uint16_t gso_size;
+	uint16_t csum_start;
+	uint16_t csum_offset;
+};
+
+#define VNET_HDR_LEN 10
+#define VNET_F_NEEDS_CSUM 1
+#define VNET_F_DATA_VALID 2
+#define VNET_GSO_NONE 0
+#define VNET_GSO_TCPV4 1
+#define VNET_GSO_TCPV6 4
+
+#define ETH_LEN 14
+#define IP_MAX 65535                    /* the length field of an IP header */
+#define FRAME_MAX (ETH_LEN + 65536)     /* what a tap can hand over at most */
+
+/* Addresses and ports as they stand on the wire: source, destination, source
+ * port, destination port.  12 bytes for IPv4, 36 for IPv6. */
+#define KEY4_LEN 12
+#define KEY6_LEN 36
+
+/* A template is a frame up to and including the TCP ports. */
+#define TEMPLATE4_LEN (ETH_LEN + 20 + 4)
+#define TEMPLATE6_LEN (ETH_LEN + 40 + 4)
+#define TCP_OPTIONS_MAX 40
+#define HEADERS_MAX (VNET_HDR_LEN + ETH_LEN + 40 + 20 + TCP_OPTIONS_MAX)
+
+enum tcp_flag {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_PSH = 0x08,
+	TCP_ACK = 0x10,
+};
+
+enum frame_kind {
+	FRAME_BAD,              /* to be dropped */
+	FRAME_TCP,              /* a whole, valid TCP segment */
+	FRAME_OTHER,            /* anything else that is worth a look */
+};
+
+struct segment {
+	uint8_t key[KEY6_LEN];
+	uint8_t key_len;
+	uint8_t flags;
+	int8_t wscale;          /* from a SYN; -1: no such option */
+	uint16_t mss;           /* from a SYN; 0: no such option */
+	uint16_t window;        /* as on the wire, not scaled */
+	uint32_t seq;
+	uint32_t ack;
+	uint32_t payload;       /* offset in the frame */
+	uint32_t len;           /* of the payload, bytes */
+};
+
+/* Take FRAME apart.  TRUSTED: the checksum of layer 4 need not be verified.
+ * Fills *SEG if, and only if, the result is FRAME_TCP. */
+enum frame_kind frame_parse(const uint8_t *frame, size_t len, int trusted,
+			    struct segment *seg);
+
+/* What is on the wire before the payload of one segment. */
+struct tcp_fields {
+	uint32_t seq;
+	uint32_t ack;
+	uint16_t window;
+	uint8_t flags;
+	const uint8_t *options; /* padded to whole words by the caller */
+	size_t options_len;
+};
+
+/* The length of an Ethernet, IP and TCP header from this template, or 0 if
+ * TEMPLATE has no valid length. */
+size_t frame_headers_len(size_t template_len, size_t options_len);
+
+/* Write vnet header (if OFFLOAD) and all headers to OUT, which has room for
+ * HEADERS_MAX.  PAYLOAD_SUM is csum_add() of the payload, used without OFFLOAD
+ * only.  With OFFLOAD and a payload longer than MSS the frame asks to be cut
+ * into segments of MSS.  Returns the number of bytes written. */
+size_t frame_build(uint8_t *out, const uint8_t *template, size_t template_len,
+		   const struct tcp_fields *tcp, size_t payload_len,
+		   uint64_t payload_sum, uint16_t mss, int offload);
+
+#endif

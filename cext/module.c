@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * module.c: pysplice._cext, where Python meets C.  C moves bytes, Python
+ * decides; the whole boundary is in pysplice/_cext.pyi.
+ */
+#include "tap.h"
+
+#include <errno.h>
+
+#include "sockio.h"
+#include "stream.h"
+
+static PyStructSequence_Field run_fields[] = {
+	{"key", "addresses and ports as on the wire, source first"},
+	{"seq", "sequence number of the first byte"},
+	{"ack", "latest acknowledgement"},
+	{"window", "latest window, as on the wire"},
+	{"flags", "all flags seen"},
+	{"length", "bytes of payload"},
+	{"frames", "segments; for bare ACKs the repetitions of the last"},
+	{"handle", "names the payload until the next drain()"},
+	{"mss", "option of a SYN, 0: none"},
+	{"wscale", "option of a SYN, -1: none"},
+	{NULL, NULL},
+};
+
+static PyStructSequence_Desc run_desc = {
+	.name = "pysplice._cext.Run",
+	.doc = "Segments of one flow that follow each other.",
+	.fields = run_fields,
+	.n_in_sequence = 10,
+};
+
+static PyStructSequence_Field facts_fields[] = {
+	{"sndbuf", "SK_MEMINFO_SNDBUF, bytes of truesize"},
+	{"wmem_queued", "SK_MEMINFO_WMEM_QUEUED, bytes of truesize; -1: unknown"},
+	{"outq", "SIOCOUTQ, bytes unsent and unacknowledged"},
+	{"snd_mss", "tcpi_snd_mss, bytes"},
+	{"snd_wnd", "tcpi_snd_wnd, bytes; -1: unknown"},
+	{"rtt", "tcpi_rtt, microseconds"},
+	{"last_data_sent", "tcpi_last_data_sent, milliseconds ago"},
+	{NULL, NULL},
+};
+
+static PyStructSequence_Desc facts_desc = {
+	.name = "pysplice._cext.SocketFacts",
+	.doc = "What a host TCP socket says about itself.",
+	.fields = facts_fields,
+	.n_in_sequence = SOCK_FACTS_COUNT,
+};
+
+static PyObject *socket_facts(PyObject *module, PyObject *arg)
+{
+	struct module_state *state = PyModule_GetState(module);
+	long fd = PyLong_AsLong(arg);
+	struct sock_facts facts;
+	PyObject *result;
+	int rc;
+
+	if (fd == -1 && PyErr_Occurred())
+		return NULL;
+	rc = sock_facts_read((int)fd, &facts);
+	if (rc) {
+		errno = -rc;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	const int64_t values[SOCK_FACTS_COUNT] = {
+		facts.sndbuf,  facts.wmem_queued, facts.outq,
+		facts.snd_mss, facts.snd_wnd,     facts.rtt,
+		facts.last_data_sent,
+	};
+	result = PyStructSequence_New(state->facts_type);
+	if (!result)
+		return NULL;
+	for (int i = 0; i < SOCK_FACTS_COUNT; i++)
+		PyStructSequence_SetItem(result, i,
+					 PyLong_FromLongLong(values[i]));
+	if (PyErr_Occurred())
+		Py_CLEAR(result);
+	return result;
+}
+
+static int module_exec(PyObject *module)
+{
+	struct module_state *state = PyModule_GetState(module);
+
+	state->stream_type = (PyTypeObject *)PyType_FromModuleAndSpec(
+		module, &stream_spec, NULL);
+	state->tap_type = (PyTypeObject *)PyType_FromModuleAndSpec(
+		module, &tap_spec, NULL);
+	state->run_type = PyStructSequence_NewType(&run_desc);
+	state->facts_type = PyStructSequence_NewType(&facts_desc);
+	if (!state->stream_type || !state->tap_type || !state->run_type ||
+	    !state->facts_type)
+		return -1;
+	if (PyModule_AddType(module, state->stream_type) ||
+	    PyModule_AddType(module, state->tap_type) ||
+	    PyModule_AddObjectRef(module, "Run",
+				  (PyObject *)state->run_type) ||
+	    PyModule_AddObjectRef(module, "SocketFacts",
+				  (PyObject *)state->facts_type))
+		return -1;
+	return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+	struct module_state *state = PyModule_GetState(module);
+
+	Py_VISIT(state->stream_type);
+	Py_VISIT(state->tap_type);
+	Py_VISIT(state->run_type);
+	Py_VISIT(state->facts_type);
+	return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+	struct module_state *state = PyModule_GetState(module);
+
+	Py_CLEAR(state->stream_type);
+	Py_CLEAR(state->tap_type);
+	Py_CLEAR(state->run_type);
+	Py_CLEAR(state->facts_type);
+	return 0;
+}
+
+static PyMethodDef module_methods[] = {
+	{"socket_facts", socket_facts, METH_O, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+	{Py_mod_exec, module_exec},
+	{0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+	.m_base = PyModuleDef_HEAD_INIT,
+	.m_name = "pysplice._cext",
+	.m_doc = "The part of pysplice that moves bytes.",
+	.m_size = sizeof(struct module_state),
+	.m_methods = module_methods,
+	.m_slots = module_slots,
+	.m_traverse = module_traverse,
+	.m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__cext(void);
+
+PyMODINIT_FUNC PyInit__cext(void)
+{
+	return PyModuleDef_Init(&module_def);
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * sockio.h: what a host TCP socket says about itself.
+ */
+#ifndef PYSPLICE_SOCKIO_H
+#define PYSPLICE_SOCKIO_H
+
+#include <stdint.h>
+
+/* One reading of a socket's state; -1 where the kernel does not say. */
+struct sock_facts {
+	int64_t sndbuf;         /* SK_MEMINFO_SNDBUF, truesize bytes */
+	int64_t wmem_queued;    /* SK_MEMINFO_WMEM_QUEUED, truesize bytes */
+	int64_t outq;           /* SIOCOUTQ: unsent and unacknowledged bytes */
+	int64_t snd_mss;        /* tcpi_snd_mss, bytes */
+	int64_t snd_wnd;        /* tcpi_snd_wnd, bytes, scaled */
+	int64_t rtt;            /* tcpi_rtt, microseconds */
+	int64_t last_data_sent; /* tcpi_last_data_sent, milliseconds ago */
+};
+
+#define SOCK_FACTS_COUNT 7
+
+/* Returns 0, or -errno if FD is no TCP socket. */
+int sock_facts_read(int fd, struct sock_facts *facts);
+
+#endif

@@ -1,0 +1,28 @@
+"""pysplice: a network namespace on the host's network, without privileges.
+
+The map of the rooms, in the order in which a byte passes.  Each imports only what stands below it.
+
+    __main__    argv -> Config -> run
+    cli         the options;  config: the frozen Config, and the grammar of its values
+    setup/      once, before the loop: namespaces, the tap, addresses, and giving up what is not needed
+    proxy       0  the loop: readiness and one heap of timers; wires the rooms below
+    tap         1  owns the tap: drains it into runs, emits frames
+    services/   1b arp, ndp, icmp: bytes in, bytes out
+    flows       2  the table of flows: birth, lookup, death, limits, and what addresses mean
+    tcp/        3  the protocol: one Connection per flow, no I/O; read its docstring for the theory
+    host        4  owns the host sockets
+    observe/    windows on all of it: logging
+    _cext       C: moves bytes, computes checksums, reads socket state; see _cext.pyi
+
+The way of one frame from the guest: the tap is readable, `proxy` calls `TapDevice.drain`, which reads a
+batch of frames and groups the segments in it into runs, a few numbers each; the payload stays in C.
+`Flows` finds the connection, `Connection.on_tap` decides: payload goes out by `HostSocket.send`, straight
+from the batch into the kernel; the answer is an acknowledgement with a window that was read off the
+socket's memory a moment ago, by `TapEnd.segment`.
+
+The way back: `HostSockets.poll` reports a socket, `Connection.on_host` takes bytes into a ring by
+`HostSocket.receive` as far as the guest's window goes, and sends them by `TapEnd.data`.  They stay in
+the ring until the guest has acknowledged them.
+"""
+
+__version__ = "0.1.0"

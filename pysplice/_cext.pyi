@@ -1,0 +1,70 @@
+"""The whole boundary to C: it moves bytes, it decides nothing.
+
+A result below 0 is -errno; what a caller could only get wrong raises
+ValueError.  Payload stays in memory that Python never sees: a Stream, or
+the batch of a Tap, where `handle` names a run until the next drain().
+"""
+
+from typing import NamedTuple
+
+class Run(NamedTuple):
+    """Segments of one flow that follow each other; fields as on the wire."""
+
+    key: bytes  # source and destination address, source and destination port
+    seq: int
+    ack: int
+    window: int  # not scaled
+    flags: int
+    length: int  # bytes of payload
+    frames: int  # segments; for bare ACKs, how often the last was repeated
+    handle: int
+    mss: int  # option of a SYN, 0: none
+    wscale: int  # option of a SYN, -1: none
+
+class SocketFacts(NamedTuple):
+    """One reading of a host socket; -1 where the kernel does not say."""
+
+    sndbuf: int
+    wmem_queued: int
+    outq: int
+    snd_mss: int
+    snd_wnd: int
+    rtt: int
+    last_data_sent: int
+
+class Stream:
+    """A ring of at most `capacity` bytes; len() is what it holds."""
+
+    def __init__(self, capacity: int) -> None: ...
+    def __len__(self) -> int: ...
+    def receive(self, fd: int, limit: int, /) -> int: ...
+    def send(self, fd: int, /) -> int: ...
+    def discard(self, n: int, /) -> None: ...
+
+class Tap:
+    """Drains and fills a tap; the descriptor stays the caller's."""
+
+    def __init__(self, fd: int, vnet: bool) -> None: ...
+    @property
+    def dropped(self) -> int: ...
+    def drain(self) -> tuple[list[Run], list[bytes]]: ...
+    def headers(self, handle: int, /) -> bytes: ...
+    def send(self, handle: int, fd: int, skip: int, length: int, /) -> int: ...
+    def store(self, handle: int, stream: Stream, skip: int, length: int, /) -> None: ...
+    def emit(self, template: bytes, seq: int, ack: int, window: int, flags: int, options: bytes, /) -> int: ...
+    def emit_data(
+        self,
+        template: bytes,
+        seq: int,
+        ack: int,
+        window: int,
+        flags: int,
+        mss: int,
+        stream: Stream,
+        offset: int,
+        length: int,
+        /,
+    ) -> int: ...
+    def emit_frame(self, frame: bytes, /) -> int: ...
+
+def socket_facts(fd: int, /) -> SocketFacts: ...

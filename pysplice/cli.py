@@ -1,0 +1,320 @@
+"""The command line, in pasta's spelling: argv in, a Config out.
+
+Owns the list of options.  Imports config.py; does no I/O but raise what is to be printed.  The scan is
+getopt(3)'s: it stops at the first word that is no option, takes `--name=value`, unambiguous
+abbreviations and `--`; the last occurrence of an option wins, except where a list is built.
+"""
+
+import getopt
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+from .config import (
+    MTU_MAX,
+    MTU_MIN,
+    Config,
+    ConfigError,
+    class_prefix,
+    parse_address,
+    parse_ifname,
+    parse_int,
+    parse_mac,
+    parse_netmask,
+)
+
+USAGE = """\
+Usage: pysplice [OPTION]... [COMMAND [ARG]...]
+       pysplice [OPTION]... PID
+       pysplice [OPTION]... --netns PATH|NAME
+
+Connect a network namespace to the host's network over a tap device, without privileges.
+Without PID or --netns, run COMMAND (default: $SHELL) in a new user and network namespace.
+
+  -d, --debug              Say more, on stderr
+  -q, --quiet              Say warnings and errors only
+  -f, --foreground         With PID or --netns: do not go to the background
+  -P, --pid FILE           Write our process ID to FILE
+  -h, --help               Show this help and exit
+      --version            Show the version and exit
+
+Namespace and device:
+      --tap NAME           Name of the tap device (also -I, --ns-ifname); default: tap0
+  -F, --fd FD              Use an open tap descriptor instead
+      --netns PATH|NAME    Network namespace to join
+      --userns PATH        User namespace to join with it
+      --netns-only         Make or join no user namespace
+      --no-netns-quit      Stay when the namespace's file goes away
+      --no-pidns           Run COMMAND without a PID namespace of its own
+      --no-offload         Plain frames: no segmentation or checksum offload on the tap
+
+Addresses:
+      --config-net         Configure the tap: addresses, routes, MTU
+  -a, --address ADDR[/LEN] Address for the namespace; default: those of the host's interface
+  -n, --netmask MASK       IPv4 mask, dotted or bits
+  -g, --gateway ADDR       Gateway for the namespace; default: the host's
+  -i, --interface NAME     Host interface to copy from; default: that of the default route
+  -m, --mtu MTU            MTU of the tap, 0 leaves it alone; default: 65520
+  -M, --mac-addr ADDR      Our MAC address on the tap
+      --ns-mac-addr ADDR   The namespace's MAC address on the tap
+  -4, --ipv4-only          IPv4 only
+  -6, --ipv6-only          IPv6 only
+      --no-tcp, --no-ndp, --no-ra
+                           Leave that out
+
+Outbound connections:
+      --no-map-gw          The gateway's address does not lead to the host
+      --map-host-loopback ADDR
+                           Address that leads to the host's loopback, or none; default: the gateway
+      --map-guest-addr ADDR
+                           Address that leads to the host's own address, or none
+  -o, --outbound ADDR      Source address on the host
+      --outbound-if4 NAME, --outbound-if6 NAME
+                           Interface on the host
+"""
+
+SHORT = "deqfhl:P:I:F:p:m:a:n:M:g:i:o:D:S:H:46t:u:T:U:c:s:1"
+
+LONG = {
+    # Those that work, and what they are called below
+    "debug": "-d",
+    "quiet": "-q",
+    "foreground": "-f",
+    "stderr": "-e",
+    "help": "-h",
+    "version": "--version",
+    "ns-ifname=": "-I",
+    "tap=": "-I",
+    "fd=": "-F",
+    "pid=": "-P",
+    "mtu=": "-m",
+    "address=": "-a",
+    "netmask=": "-n",
+    "mac-addr=": "-M",
+    "gateway=": "-g",
+    "interface=": "-i",
+    "outbound=": "-o",
+    "outbound-if4=": "--outbound-if4",
+    "outbound-if6=": "--outbound-if6",
+    "ipv4-only": "-4",
+    "ipv6-only": "-6",
+    "no-tcp": "--no-tcp",
+    "no-udp": "--no-udp",
+    "no-icmp": "--no-icmp",
+    "no-dhcp": "--no-dhcp",
+    "no-ndp": "--no-ndp",
+    "no-dhcpv6": "--no-dhcpv6",
+    "no-ra": "--no-ra",
+    "no-map-gw": "--no-map-gw",
+    "map-host-loopback=": "--map-host-loopback",
+    "map-guest-addr=": "--map-guest-addr",
+    "netns=": "--netns",
+    "userns=": "--userns",
+    "netns-only": "--netns-only",
+    "no-netns-quit": "--no-netns-quit",
+    "no-pidns": "--no-pidns",
+    "no-splice": "--no-splice",
+    "config-net": "--config-net",
+    "ns-mac-addr=": "--ns-mac-addr",
+    "no-offload": "--no-offload",
+    "tcp-ports=": "-t",
+    "udp-ports=": "-u",
+    "tcp-ns=": "-T",
+    "udp-ns=": "-U",
+    "dns=": "-D",
+    "search=": "-S",
+    # pasta's, refused by name
+    "trace": "--trace",
+    "stats=": "--stats",
+    "log-file=": "-l",
+    "log-size=": "--log-size",
+    "runas=": "--runas",
+    "conf-path=": "-c",
+    "pcap=": "-p",
+    "hostname=": "-H",
+    "fqdn=": "--fqdn",
+    "dhcp-dns": "--dhcp-dns",
+    "dhcp-search": "--dhcp-search",
+    "dns-forward=": "--dns-forward",
+    "dns-host=": "--dns-host",
+    "freebind": "--freebind",
+    "chroot-fallback": "--chroot-fallback",
+    "host-lo-to-ns-lo": "--host-lo-to-ns-lo",
+    "no-copy-routes": "--no-copy-routes",
+    "no-copy-addrs": "--no-copy-addrs",
+    "splice-only": "--splice-only",
+    "socket=": "-s",
+    "one-off": "-1",
+    "no-dhcp-dns": "--no-dhcp-dns",
+    "no-dhcp-search": "--no-dhcp-search",
+}
+
+PASST_ONLY = frozenset({"-s", "-1", "--no-dhcp-dns", "--no-dhcp-search"})
+
+# What these would turn off is not there: nothing to do
+TRIVIAL = frozenset({"--no-udp", "--no-dhcp", "--no-dhcpv6", "--no-splice"})
+
+# Only `none` is understood of these
+ONLY_NONE = frozenset({"-t", "-u", "-T", "-U", "-D", "-S"})
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "-d": {"debug": True, "quiet": False},
+    "-q": {"quiet": True},
+    "-f": {"foreground": True},
+    "-4": {"ipv6": False},
+    "-6": {"ipv4": False},
+    "--no-tcp": {"tcp": False},
+    "--no-icmp": {"ndp": False, "ra": False},
+    "--no-ndp": {"ndp": False, "ra": False},
+    "--no-ra": {"ra": False},
+    "--no-map-gw": {"map_gateway": False},
+    "--netns-only": {"netns_only": True},
+    "--no-netns-quit": {"netns_quit": False},
+    "--no-pidns": {"pidns": False},
+    "--config-net": {"config_net": True},
+    "--no-offload": {"offload": False},
+}
+
+
+class Usage(Exception):
+    """Text to print instead of running: `--help` and `--version` (stdout, exit 0)."""
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The Config for the words after the program's name; raises ConfigError or Usage."""
+    long_options = [*LONG]
+    try:
+        options, words = getopt.getopt(list(argv), SHORT, long_options)
+    except getopt.GetoptError as e:
+        raise ConfigError(_getopt_message(e, argv)) from None
+
+    values: dict[str, Any] = {}
+    warnings: list[str] = []
+    for spelled, value in options:
+        name = spelled
+        if spelled.startswith("--"):
+            name = LONG.get(spelled[2:] + "=") or LONG[spelled[2:]]
+        if name == "-h":
+            raise Usage(USAGE)
+        if name == "--version":
+            raise Usage(f"pysplice {__version__}\n")
+        if name == "-e":
+            warnings.append("option -e/--stderr has no effect")
+        elif name in SWITCHES:
+            values.update(SWITCHES[name])
+        elif name in TRIVIAL:
+            pass
+        elif name in ONLY_NONE and value == "none":
+            pass
+        elif name in PASST_ONLY:
+            raise ConfigError(f"option {spelled} is for passt only")
+        else:
+            _option(values, name, spelled, value)
+    values["warnings"] = tuple(warnings)
+    return _target(values, words)
+
+
+def _getopt_message(error: getopt.GetoptError, argv: Sequence[str]) -> str:
+    """getopt(3)'s words, which callers look for."""
+    if "not recognized" not in error.msg:
+        return error.msg
+    if len(error.opt) == 1:
+        return f"invalid option -- '{error.opt}'"
+    return f"unrecognized option '--{error.opt}'"
+
+
+def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None:
+    """One option with a value."""
+    match name:
+        case "-P":
+            values["pid_file"] = value
+        case "-I":
+            values["ifname"] = parse_ifname(value, spelled)
+        case "-i":
+            values["interface"] = parse_ifname(value, spelled)
+        case "--outbound-if4" | "--outbound-if6":
+            values[name[2:].replace("-", "_")] = parse_ifname(value, spelled)
+        case "-F":
+            values["tap_fd"] = parse_int(value, spelled, 3, 2**31 - 1)
+        case "-m":
+            mtu = parse_int(value, spelled, 0, MTU_MAX)
+            if 0 < mtu < MTU_MIN:
+                raise ConfigError(f"MTU {mtu} is too small, the least is {MTU_MIN}")
+            values["mtu"] = mtu
+        case "-M":
+            values["mac"] = parse_mac(value, spelled)
+        case "--ns-mac-addr":
+            values["ns_mac"] = parse_mac(value, spelled)
+        case "-n":
+            values["netmask"] = parse_netmask(value)
+        case "-a":
+            _address(values, spelled, value)
+        case "-g":
+            gateway = parse_address(value, spelled)
+            values[f"gateway{gateway.version}"] = gateway
+        case "-o":
+            _per_version(values, "outbound", spelled, value)
+        case "--map-host-loopback" if value == "none":
+            values["map_gateway"] = False
+            values["map_host_loopback"] = ()
+        case "--map-guest-addr" if value == "none":
+            values["map_guest_addr"] = ()
+        case "--map-host-loopback" | "--map-guest-addr":
+            _per_version(values, name[2:].replace("-", "_"), spelled, value)
+        case "--netns" | "--userns":
+            if not value:
+                raise ConfigError(f"option {spelled} needs a path")
+            values[name[2:]] = value
+        case _:
+            raise ConfigError(f"option {spelled} is not supported")
+
+
+def _address(values: dict[str, Any], spelled: str, value: str) -> None:
+    text, slash, length = value.partition("/")
+    address = parse_address(text, spelled)
+    if isinstance(address, ipaddress.IPv4Address):
+        values["address4"] = address
+        values.pop("prefix4", None)
+        if slash:
+            values["prefix4"] = parse_int(length, spelled, 1, 32)
+    else:
+        if slash:
+            parse_int(length, spelled, 1, 128)
+        values["address6"] = address
+
+
+def _per_version(values: dict[str, Any], key: str, spelled: str, value: str) -> None:
+    """Lists with one address for each version of IP; the last one wins."""
+    address = parse_address(value, spelled)
+    kept = (other for other in values.get(key, ()) if other.version != address.version)
+    values[key] = (*kept, address)
+
+
+def _target(values: dict[str, Any], words: list[str]) -> Config:
+    """What the words after the options mean, and what does not go together."""
+    if not values.get("ipv4", True) and not values.get("ipv6", True):
+        raise ConfigError("options -4 and -6 exclude each other")
+    if "netns" in values and words:
+        raise ConfigError("--netns goes with neither PID nor COMMAND")
+    if "userns" in values and values.get("netns_only"):
+        raise ConfigError("--userns and --netns-only exclude each other")
+    if len(words) == 1 and words[0].isascii() and words[0].isdigit():
+        values["pid"] = parse_int(words[0], "PID", 1, 2**22)
+    else:
+        values["command"] = tuple(words)
+    if "tap_fd" in values and ("netns" in values or "pid" in values or words):
+        raise ConfigError("--fd goes with neither PID, --netns nor COMMAND")
+    if "netns" in values and "userns" not in values:
+        values["netns_only"] = True
+    if "userns" in values and "netns" not in values and "pid" not in values:
+        raise ConfigError("--userns goes with PID or --netns only")
+
+    netmask = values.pop("netmask", None)
+    if netmask is not None:
+        if "prefix4" in values:
+            raise ConfigError("-a ADDR/LEN and -n exclude each other")
+        values["prefix4"] = netmask
+    if values.get("address4") and "prefix4" not in values:
+        values["prefix4"] = class_prefix(values["address4"])
+    return Config(**values)

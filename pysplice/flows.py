@@ -1,0 +1,162 @@
+"""The table of flows, and what addresses mean.
+
+The only writer of key -> flow: birth, lookup, death and limits.  Imports `tcp`; opens no socket.
+"""
+
+import heapq
+import ipaddress
+import itertools
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from .tcp.connection import NEVER, Connection
+from .tcp.events import CLOSED, ESTABLISHED
+
+# Connections that are not established yet: enough for a burst, few enough that a guest which sends
+# nothing but SYNs leaves descriptors to the others
+HALF_OPEN_MAX = 1024
+
+KEY4_LEN = 12
+
+
+class Flow:
+    """A connection and what the loop has to know about it."""
+
+    __slots__ = ("connection", "half_open", "key", "wake_at")
+
+    def __init__(self, key: bytes, connection: Connection) -> None:
+        self.key = key
+        self.connection = connection
+        self.half_open = True
+        self.wake_at = NEVER  # when the heap of timers will look at it
+
+
+class Flows:
+    """All flows by key: addresses and ports as they stand in the guest's segments."""
+
+    def __init__(self, flow_max: int, half_open_max: int = HALF_OPEN_MAX) -> None:
+        self._table: dict[bytes, Flow] = {}
+        self._heap: list[tuple[float, int, Flow]] = []
+        self._order = itertools.count()
+        self._flow_max = flow_max
+        self._half_open_max = half_open_max
+        self.half_open = 0
+        self.opened = 0
+        self.refused = 0
+        self.lookup = self._table.get
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def has_room(self) -> bool:
+        """False if one flow more would be one too many; counts those."""
+        if len(self._table) < self._flow_max and self.half_open < self._half_open_max:
+            return True
+        self.refused += 1
+        return False
+
+    def add(self, key: bytes, connection: Connection) -> Flow:
+        """A flow is born."""
+        flow = Flow(key, connection)
+        self._table[key] = flow
+        self.half_open += 1
+        self.opened += 1
+        return flow
+
+    def settle(self, flow: Flow) -> None:
+        """After each event of a flow: bury it if it ended, else see to its timer."""
+        connection = flow.connection
+        if flow.half_open and connection.facts & (ESTABLISHED | CLOSED):
+            flow.half_open = False
+            self.half_open -= 1
+        if connection.facts & CLOSED:
+            if self._table.get(flow.key) is flow:
+                del self._table[flow.key]
+            flow.wake_at = NEVER
+            return
+        at = connection.deadline()
+        # A deadline that moved back is found out when the timer fires: that is cheaper than to
+        # move it for each segment
+        if at < flow.wake_at:
+            self._schedule(flow, at)
+
+    def _schedule(self, flow: Flow, at: float) -> None:
+        flow.wake_at = at
+        heapq.heappush(self._heap, (at, next(self._order), flow))
+        if len(self._heap) > 64 + 4 * len(self._table):
+            self._heap = [entry for entry in self._heap if entry[2].wake_at == entry[0]]
+            heapq.heapify(self._heap)
+
+    def next_deadline(self) -> float:
+        """When the first timer fires."""
+        return self._heap[0][0] if self._heap else NEVER
+
+    def expire(self, now: float) -> None:
+        """Run the timers that are due."""
+        while self._heap and self._heap[0][0] <= now:
+            at, _, flow = heapq.heappop(self._heap)
+            if flow.wake_at != at:
+                continue
+            flow.wake_at = NEVER
+            if flow.connection.deadline() <= now:
+                flow.connection.on_timer(now)
+            self.settle(flow)
+
+    def all(self) -> list[Flow]:
+        return list(self._table.values())
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a connection of the guest's goes on the host; arguments of socket.socket and connect."""
+
+    family: int
+    address: tuple[Any, ...]
+    source: tuple[Any, ...] | None
+    interface: str
+
+
+class Outbound:
+    """What a destination address means on the host.
+
+    `redirect` maps packed addresses as the guest uses them to addresses of the host; `source4`,
+    `source6`, `interface4`, `interface6` are what connections to anywhere else start from; `scope`
+    is the interface index that link-local destinations are reached by.
+    """
+
+    def __init__(
+        self,
+        redirect: dict[bytes, str],
+        source4: str = "",
+        source6: str = "",
+        interface4: str = "",
+        interface6: str = "",
+        scope: int = 0,
+    ) -> None:
+        self._redirect = redirect
+        self._source4 = (source4, 0) if source4 else None
+        self._source6 = (source6, 0) if source6 else None
+        self._interface4 = interface4
+        self._interface6 = interface6
+        self._scope = scope
+
+    def target(self, key: bytes) -> Target:
+        """Where the flow `key` leads."""
+        port = int.from_bytes(key[-2:], "big")
+        if len(key) == KEY4_LEN:
+            packed = key[4:8]
+            mapped = self._redirect.get(packed)
+            if mapped is not None:
+                return Target(socket.AF_INET, (mapped, port), None, "")
+            address = socket.inet_ntop(socket.AF_INET, packed)
+            return Target(socket.AF_INET, (address, port), self._source4, self._interface4)
+        packed = key[16:32]
+        mapped = self._redirect.get(packed)
+        if mapped is not None:
+            return Target(socket.AF_INET6, (mapped, port), None, "")
+        address = socket.inet_ntop(socket.AF_INET6, packed)
+        scope = self._scope if ipaddress.IPv6Address(packed).is_link_local else 0
+        return Target(
+            socket.AF_INET6, (address, port, 0, scope), self._source6, self._interface6
+        )

@@ -1,0 +1,189 @@
+"""The host sockets: opens them, says which are ready, moves their bytes.
+
+Owns every host socket of a flow and the epoll instance that watches them.  Imports `_cext` and the
+constants of `tcp.doors`; decides nothing about a connection.
+
+Readiness is edge-triggered: a connection reads until there is no more, so a socket whose guest is slow
+costs nothing.  The epoll instance is itself a descriptor that the loop watches: one wake-up of the loop
+yields all sockets that are ready, and arm() can ask again with EPOLL_CTL_MOD, which no loop offers.
+"""
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from . import _cext
+from .tcp import doors
+
+# A connection's share of memory for bytes that its guest has not acknowledged.  What the tap's ring
+# and the guest's wake-up take is well below a millisecond, so this does not bound the rate.
+STREAM_BYTES = 1024 * 1024
+POOL_STREAMS = 32  # kept for the next connection once they are empty
+
+# Windows are rounded up to what their scale can say, once for each acknowledgement
+KEEP_SLACK = 64 * 1024
+
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+EVENTS_PER_POLL = 256
+
+ABORT = struct.pack("ii", 1, 0)  # struct linger: a close() that resets
+
+
+class HostSocket:
+    """The HostDoor of one connection, over a socket."""
+
+    __slots__ = ("_hosts", "_kept", "_kept_room", "_sock", "capacity", "fd", "stream")
+
+    def __init__(self, hosts: "HostSockets", sock: socket.socket) -> None:
+        self._hosts = hosts
+        self._sock = sock
+        self.fd = sock.fileno()
+        self.stream: _cext.Stream | None = None
+        self.capacity = STREAM_BYTES
+        self._kept: _cext.Stream | None = None
+        self._kept_room = 0
+
+    def error(self) -> int:
+        try:
+            return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as e:
+            return e.errno or errno.EIO
+
+    def send(self, handle: int, skip: int, length: int) -> int:
+        return self._hosts.send_run(handle, self.fd, skip, length)
+
+    def keep(self, handle: int, skip: int, length: int, room: int) -> int:
+        kept = self._kept
+        if kept is None:
+            self._kept_room = room + KEEP_SLACK
+            self._kept = kept = _cext.Stream(self._kept_room)
+        length = min(length, self._kept_room - len(kept))
+        self._hosts.store_run(handle, kept, skip, length)
+        return length
+
+    def flush(self) -> int:
+        if self._kept is None:
+            return 0
+        sent = self._kept.send(self.fd)
+        if not len(self._kept):
+            self._kept = None
+        return sent
+
+    def receive(self, limit: int) -> int:
+        stream = self.stream
+        if stream is None:
+            self.stream = stream = self._hosts.borrow()
+        n = stream.receive(self.fd, limit)
+        if n <= 0 and not len(stream):
+            self.stream = None
+            self._hosts.give_back(stream)
+        return n
+
+    def discard(self, n: int) -> None:
+        stream = self.stream
+        if stream is not None:
+            stream.discard(n)
+            if not len(stream):
+                self.stream = None
+                self._hosts.give_back(stream)
+
+    def facts(self) -> doors.SocketFacts:
+        return _cext.socket_facts(self.fd)  # type: ignore[return-value]
+
+    def arm(self) -> None:
+        self._hosts.epoll.modify(self.fd, EVENTS)
+
+    def shutdown(self) -> int:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as e:
+            return -(e.errno or errno.EIO)
+        return 0
+
+    def close(self) -> None:
+        self._hosts.forget(self)
+        if self.stream is not None:
+            self.stream.discard(len(self.stream))
+            self._hosts.give_back(self.stream)
+            self.stream = None
+        self._kept = None
+        # A descriptor that is closed leaves the epoll instance by itself
+        self._sock.close()
+
+    def abort(self) -> None:
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        except OSError:
+            pass
+        self.close()
+
+
+class HostSockets:
+    """All host sockets of flows."""
+
+    def __init__(
+        self,
+        send_run: Callable[[int, int, int, int], int],
+        store_run: Callable[[int, _cext.Stream, int, int], None],
+    ) -> None:
+        self.epoll = select.epoll()
+        self.owners: dict[int, Any] = {}
+        self.send_run = send_run
+        self.store_run = store_run
+        self._pool: list[_cext.Stream] = []
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a socket is ready."""
+        return self.epoll.fileno()
+
+    def connect(
+        self,
+        family: int,
+        address: tuple[Any, ...],
+        source: tuple[Any, ...] | None = None,
+        interface: str = "",
+    ) -> HostSocket:
+        """A socket whose connect() is under way; raises OSError where it fails at once."""
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
+        try:
+            # The guest has decided on segments already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A remote host that is gone is found by the kernel's own probes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if interface:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            if source is not None:
+                sock.bind(source)
+            error = sock.connect_ex(address)
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
+            self.epoll.register(sock.fileno(), EVENTS)
+        except OSError:
+            sock.close()
+            raise
+        return HostSocket(self, sock)
+
+    def own(self, host: HostSocket, owner: Any) -> None:
+        """Name what poll() reports for the socket."""
+        self.owners[host.fd] = owner
+
+    def forget(self, host: HostSocket) -> None:
+        self.owners.pop(host.fd, None)
+
+    def poll(self) -> list[tuple[int, int]]:
+        """Descriptors that are ready, with the bits of epoll(7); does not wait."""
+        return self.epoll.poll(0, EVENTS_PER_POLL)
+
+    def borrow(self) -> _cext.Stream:
+        return self._pool.pop() if self._pool else _cext.Stream(STREAM_BYTES)
+
+    def give_back(self, stream: _cext.Stream) -> None:
+        if len(self._pool) < POOL_STREAMS:
+            self._pool.append(stream)
+
+    def close(self) -> None:
+        self.epoll.close()

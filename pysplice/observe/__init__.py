@@ -1,0 +1,1 @@
+"""Windows on the proxy, not doors: they look, and never change anything."""

@@ -1,0 +1,273 @@
+"""The loop: readiness in, calls out, one heap of timers.
+
+Owns the event loop and the wiring of the rooms; the only room that imports uvloop.  Holds no protocol:
+which flow a run belongs to is for flows.py, what becomes of it for tcp/, what a frame of another kind
+asks for services/.
+"""
+
+import asyncio
+import errno
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvloop
+
+from .flows import Flow, Flows, Outbound
+from .host import HostSockets
+from .observe.log import Log
+from .services import arp, icmp, ndp
+from .tap import TapDevice, TapEnd
+from .tcp import seq, window
+from .tcp.connection import UNREACHABLE, Connection
+from .tcp.doors import ACK, FIN, RST, SYN, Run
+from .tcp.events import CLOSED
+
+KEY4_LEN = 12
+IPV4_HEADER = 20
+IPV6_HEADER = 40
+TCP_HEADER = 20
+
+WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
+WMEM_MAX_DEFAULT = 4 * 1024 * 1024
+
+# Weight of the past in the number of flows that share the ring of the tap: 7/8 for each batch
+ACTIVE_DECAY = 8
+
+
+@dataclass(frozen=True)
+class Link:
+    """The tap's side of things: sizes in bytes, addresses packed."""
+
+    mtu: int
+    tx_queue: int
+    ipv4: bool
+    ipv6: bool
+    tcp: bool
+    ndp: bool
+    guest_addresses: frozenset[bytes]
+    router: ndp.Router | None
+    source4: bytes  # what ICMP errors come from; empty: the address that failed
+    source6: bytes
+
+
+def wmem_max() -> int:
+    """tcp_wmem[2], the largest send buffer that the kernel gives a socket by itself."""
+    try:
+        with open(WMEM_PATH) as file:
+            return int(file.read().split()[2])
+    except (OSError, ValueError, IndexError):
+        return WMEM_MAX_DEFAULT
+
+
+class Proxy:
+    """One tap, its flows and their host sockets."""
+
+    def __init__(
+        self, tap: TapDevice, link: Link, outbound: Outbound, log: Log, flow_max: int
+    ) -> None:
+        self.tap = tap
+        self.link = link
+        self.outbound = outbound
+        self.log = log
+        self.hosts = HostSockets(tap.send_run, tap.store_run)
+        self.flows = Flows(flow_max)
+        self._secret = os.urandom(32)
+        self._space = wmem_max()
+        self._queue = window.TapQueue()
+        self._active = 1.0
+        self._frame_bytes = float(link.mtu)
+        self._loop = uvloop.new_event_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._status = 0
+
+    def run(self, watch_fd: int, on_watch: Callable[[], int | None]) -> int:
+        """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status."""
+        loop = self._loop
+
+        def ended() -> None:
+            status = on_watch()
+            if status is not None:
+                loop.remove_reader(watch_fd)
+                self.stop(status)
+
+        loop.add_reader(self.tap.fileno(), self._on_tap)
+        loop.add_reader(self.hosts.fileno(), self._on_hosts)
+        if watch_fd >= 0:
+            loop.add_reader(watch_fd, ended)
+        for number in (signal.SIGTERM, signal.SIGQUIT):
+            loop.add_signal_handler(number, self.stop, 0)
+        try:
+            loop.run_forever()
+        finally:
+            for flow in self.flows.all():
+                flow.connection.host.abort()
+            self.hosts.close()
+            self.tap.close()
+            loop.close()
+        return self._status
+
+    def stop(self, status: int) -> None:
+        self._status = status
+        self._loop.stop()
+
+    # Readiness
+
+    def _on_tap(self) -> None:
+        try:
+            runs, frames = self.tap.drain()
+        except OSError as e:
+            # The device is gone, and the namespace with it (EBADFD), or it is down for now
+            if e.errno != errno.EIO:
+                self._loop.remove_reader(self.tap.fileno())
+                self.log.debug(f"tap: {e.strerror}")
+                self.stop(0)
+            return
+        now = time.monotonic()
+        lookup = self.flows.lookup
+        settle = self.flows.settle
+        if not self.tap.vnet:
+            self._share_ring(runs)
+        for run in runs:
+            flow = lookup(run.key)
+            if flow is None:
+                flow = self._birth(run, now)
+                if flow is None:
+                    continue
+            else:
+                flow.connection.on_tap(run, now)
+                if flow.connection.facts & CLOSED and run.flags & SYN:
+                    # The old connection has made place for a new one with the same ports
+                    settle(flow)
+                    flow = self._birth(run, now)
+                    if flow is None:
+                        continue
+            settle(flow)
+        for frame in frames:
+            self._serve(frame)
+        self._set_timer()
+
+    def _on_hosts(self) -> None:
+        now = time.monotonic()
+        owners = self.hosts.owners
+        settle = self.flows.settle
+        for fd, ready in self.hosts.poll():
+            flow = owners.get(fd)
+            if flow is not None:
+                flow.connection.on_host(ready, now)
+                settle(flow)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        at = self.flows.next_deadline()
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_later(max(at - time.monotonic(), 0), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        # The loop counts in milliseconds, and may be one early
+        self.flows.expire(time.monotonic() + 0.001)
+        self._set_timer()
+
+    def _share_ring(self, runs: list[Run]) -> None:
+        """Plain frames can fill the ring of the tap: bound what each flow may have in it."""
+        frames = total = 0
+        keys = set()
+        for run in runs:
+            if run.length:
+                frames += run.frames
+                total += run.length
+                keys.add(run.key)  # type: ignore[attr-defined]
+        if not frames:
+            return
+        self._frame_bytes += (total / frames - self._frame_bytes) / ACTIVE_DECAY
+        self._active = max(len(keys), self._active - self._active / ACTIVE_DECAY)
+        mss = self.link.mtu - IPV4_HEADER - TCP_HEADER
+        self._queue.budget = window.queue_budget(
+            self.link.tx_queue, int(self._frame_bytes), int(self._active + 0.5), mss
+        )
+
+    # Birth
+
+    def _birth(self, run: Run, now: float) -> Flow | None:
+        """The first segment of a flow; None if none came of it."""
+        key: bytes = run.key  # type: ignore[attr-defined]
+        link = self.link
+        ipv4 = len(key) == KEY4_LEN
+        if not (link.tcp and (link.ipv4 if ipv4 else link.ipv6)):
+            return None
+        headers = self.tap.headers(run.handle)
+        mac = headers[6:12]
+        if run.flags & (SYN | ACK | RST) != SYN:
+            self._refuse(run, key, mac)
+            return None
+        if not self.flows.has_room():
+            self.log.flow("limit", "too many connections, a SYN was dropped", now)
+            return None
+
+        target = self.outbound.target(key)
+        unreachable = functools.partial(self._unreachable, headers)
+        try:
+            host = self.hosts.connect(
+                target.family, target.address, target.source, target.interface
+            )
+        except OSError as e:
+            self.log.flow("connect", f"{target.address[0]}: {e.strerror}", now)
+            if e.errno in UNREACHABLE:
+                unreachable(e.errno)
+            elif e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.tap.reset(key, mac, 0, seq.add(run.seq, 1), RST | ACK)
+            return None
+        connection = Connection(
+            TapEnd(self.tap, mac, key, unreachable),
+            host,
+            run,
+            isn=seq.isn(self._secret, key, now),
+            mss=link.mtu - (IPV4_HEADER if ipv4 else IPV6_HEADER) - TCP_HEADER,
+            space=self._space,
+            queue=self._queue,
+            now=now,
+        )
+        flow = self.flows.add(key, connection)
+        self.hosts.own(host, flow)
+        return flow
+
+    def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
+        """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""
+        if run.flags & RST:
+            return
+        if run.flags & ACK:
+            self.tap.reset(key, mac, run.ack, 0, RST)
+        else:
+            length = run.length + bool(run.flags & FIN) + bool(run.flags & SYN)
+            self.tap.reset(key, mac, 0, seq.add(run.seq, length), RST | ACK)
+
+    def _unreachable(self, headers: bytes, error: int) -> None:
+        """Tell the guest by ICMP why its SYN led nowhere."""
+        if headers[12:14] == b"\x08\x00":
+            source = self.link.source4 or headers[30:34]
+        else:
+            source = self.link.source6 or headers[38:54]
+        frame = icmp.unreachable(headers, error, self.tap.mac, source)
+        if frame is not None:
+            self.tap.emit_frame(frame)
+
+    # Frames that are no TCP
+
+    def _serve(self, frame: bytes) -> None:
+        ethertype = frame[12:14]
+        reply = None
+        if ethertype == b"\x08\x06" and self.link.ipv4:
+            reply = arp.answer(frame, self.tap.mac, self.link.guest_addresses)
+        elif ethertype == b"\x86\xdd" and self.link.ipv6 and self.link.ndp:
+            reply = ndp.answer(frame, self.tap.mac, self.link.guest_addresses, self.link.router)
+        if reply is not None:
+            self.tap.emit_frame(reply)

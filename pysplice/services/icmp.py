@@ -1,0 +1,63 @@
+"""ICMP errors towards the guest (RFC 792, RFC 4443).
+
+Owns nothing, imports no other room.
+"""
+
+import errno
+import struct
+
+ICMP_UNREACHABLE = 3
+ICMPV6_UNREACHABLE = 1
+
+# errno of connect() -> code of ICMP, code of ICMPv6: the reverse of icmp_err_convert[] and
+# icmpv6_err_convert() in the kernel, so that the guest's connect() fails as ours did
+CODES = {
+    errno.ENETUNREACH: (0, 0),  # network unreachable; no route to destination
+    errno.ENETDOWN: (0, 0),
+    errno.EHOSTUNREACH: (1, 3),  # host unreachable; address unreachable
+    errno.EACCES: (13, 1),  # communication administratively prohibited
+    errno.EPERM: (13, 1),
+}
+
+
+def checksum(data: bytes) -> bytes:
+    """The Internet checksum (RFC 1071) of `data` as two bytes; 0 over data that carries its own."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)
+
+
+def unreachable(frame: bytes, error: int, mac: bytes, source: bytes) -> bytes | None:
+    """The error frame for `frame`, the guest's Ethernet frame (at least its headers).
+
+    `error` is the errno met on the host; `mac` ours, `source` the packed address that we speak as.
+    None where the error has no ICMP message or the frame is no IP.
+    """
+    codes = CODES.get(error)
+    if codes is None:
+        return None
+    ethernet = frame[6:12] + mac + frame[12:14]
+    packet = frame[14:]
+    if frame[12:14] == b"\x08\x00" and len(packet) >= 28:
+        # RFC 1812, 4.3.2.3 allows more, and everyone copes with the header and 8 bytes
+        quoted = packet[: (packet[0] & 0xF) * 4 + 8]
+        message = struct.pack("!BBHI", ICMP_UNREACHABLE, codes[0], 0, 0) + quoted
+        message = message[:2] + checksum(message) + message[4:]
+        total = 20 + len(message)
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, total, 0, 0, 255, 1, 0) + source + packet[12:16]
+        return ethernet + ip[:10] + checksum(ip) + ip[12:] + message
+    if frame[12:14] == b"\x86\xdd" and len(packet) >= 48:
+        message = struct.pack("!BBHI", ICMPV6_UNREACHABLE, codes[1], 0, 0) + packet[:1232]
+        return ethernet + icmpv6_packet(source, packet[8:24], message)
+    return None
+
+
+def icmpv6_packet(source: bytes, destination: bytes, message: bytes) -> bytes:
+    """An IPv6 packet with `message`, whose checksum field (bytes 2 and 3) is 0."""
+    pseudo = source + destination + struct.pack("!II", len(message), 58)
+    message = message[:2] + checksum(pseudo + message) + message[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(message), 58, 255)
+    return header + source + destination + message

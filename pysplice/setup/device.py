@@ -1,0 +1,96 @@
+"""The tap device: made or attached by name, or taken as a descriptor.
+
+Owns nothing once it has handed the descriptor over.  Imports config.py; TUNSETIFF is pytun-pmd3's, the
+ioctls it lacks are here (linux/if_tun.h).
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+
+from pytun_pmd3 import TunTapDevice
+from pytun_pmd3.linux import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
+
+from ..config import ConfigError
+
+DEVICE = "/dev/net/tun"
+
+TUNGETIFF = 0x800454D2
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+
+# TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+OFFLOADS = 0x01 | 0x02 | 0x04 | 0x08
+VNET_HEADER_BYTES = 10
+
+IFREQ = "16sH22x"
+
+
+@dataclass(frozen=True)
+class Device:
+    """An open tap: `vnet` says whether frames carry a virtio header."""
+
+    fd: int
+    name: str
+    vnet: bool
+
+
+def open_tap(name: str, offload: bool) -> Device:
+    """The tap `name` in the namespace we are in, created if it is not there; raises ConfigError."""
+    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+    try:
+        try:
+            tap = TunTapDevice(name, flags, DEVICE)
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            # A tap that was made with several queues wants to be attached as such
+            tap = TunTapDevice(name, flags | IFF_MULTI_QUEUE, DEVICE)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {DEVICE}: load the tun module, or pass the device in") from None
+    except OSError as e:
+        raise ConfigError(_reason(name, e)) from None
+    fd = os.dup(tap.fileno())
+    tap.close()
+    if offload:
+        _set_offloads(fd, True)
+    else:
+        # A persistent tap keeps what was set by whoever had it before
+        fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+    return Device(fd, name, offload)
+
+
+def _reason(name: str, e: OSError) -> str:
+    if e.errno == errno.EBUSY:
+        return f"the tap {name} is in use by another process"
+    if e.errno == errno.EINVAL:
+        return f"cannot open the tap {name}: there is another kind of interface of that name"
+    if e.errno in (errno.EACCES, errno.EPERM):
+        return f"cannot open the tap {name}: no permission ({DEVICE} should have mode 0666)"
+    return f"cannot open the tap {name}: {e.strerror}"
+
+
+def tap_from_fd(fd: int, offload: bool) -> Device:
+    """A tap that somebody else opened; raises ConfigError if the descriptor is none."""
+    try:
+        data = fcntl.ioctl(fd, TUNGETIFF, bytes(struct.calcsize(IFREQ)))
+    except OSError as e:
+        raise ConfigError(f"descriptor {fd} is no tap: {e.strerror}") from None
+    name, flags = struct.unpack(IFREQ, data)
+    if not flags & IFF_TAP or not flags & IFF_NO_PI:
+        raise ConfigError(f"descriptor {fd} must be a tap with IFF_NO_PI")
+    vnet = bool(flags & IFF_VNET_HDR)
+    if vnet:
+        _set_offloads(fd, offload)
+    return Device(fd, name.split(b"\0")[0].decode(errors="replace"), vnet)
+
+
+def _set_offloads(fd: int, on: bool) -> None:
+    """The length of the header, and whether the guest may leave work to us."""
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOADS if on else 0)
+    except OSError:
+        pass  # the header alone saves nothing, and costs nothing

@@ -1,0 +1,109 @@
+"""The tap: drains it into runs, fills it with frames.
+
+Owns the descriptor of the tap, and is the only room that reads or writes it.  Imports `_cext`, the
+ICMP errors of `services` and the constants of `tcp.doors`.
+"""
+
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from . import _cext
+from .tcp.doors import ACK, SYN
+
+TTL = 255
+
+TCP_OPTION_MSS = 2
+TCP_OPTION_NOP = 1
+TCP_OPTION_WSCALE = 3
+
+
+class TapDevice:
+    """A tap in the guest's namespace; `vnet`: frames carry a virtio header (offloads are on)."""
+
+    def __init__(self, fd: int, vnet: bool, mac: bytes) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._tap = _cext.Tap(fd, vnet)
+        self.vnet = vnet
+        self.mac = mac
+        self.guest_mac = b"\xff" * 6  # until the guest was heard
+        self.drain = self._tap.drain
+        self.send_run = self._tap.send
+        self.store_run = self._tap.store
+        self.headers = self._tap.headers
+        self.emit = self._tap.emit
+        self.emit_data = self._tap.emit_data
+        self.emit_frame = self._tap.emit_frame
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def dropped(self) -> int:
+        """Frames from the guest that were not valid."""
+        return self._tap.dropped
+
+    def reset(self, key: bytes, guest_mac: bytes, seq: int, ack: int, flags: int) -> None:
+        """A segment for a flow that does not exist."""
+        self.emit(template(guest_mac, self.mac, key), seq, ack, 0, flags, b"")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def template(guest_mac: bytes, mac: bytes, key: bytes) -> bytes:
+    """The constant start of all frames of a flow towards the guest, to the TCP ports.
+
+    `key` is that of the guest's segments: source and destination change places.
+    """
+    ports = key[-2:] + key[-4:-2]
+    if len(key) == 12:
+        # RFC 791; DF is set, as it is for every TCP that knows the path's MTU
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0x4000, TTL, 6, 0) + key[4:8] + key[:4]
+        return guest_mac + mac + b"\x08\x00" + ip + ports
+    ip = struct.pack("!IHBB", 6 << 28, 0, 6, TTL) + key[16:32] + key[:16]
+    return guest_mac + mac + b"\x86\xdd" + ip + ports
+
+
+class TapEnd:
+    """The TapDoor of one connection: a template, and the tap behind it."""
+
+    __slots__ = ("_emit", "_emit_data", "_template", "_unreachable")
+
+    def __init__(
+        self, tap: TapDevice, guest_mac: bytes, key: bytes, unreachable: Callable[[int], Any]
+    ) -> None:
+        self._template = template(guest_mac, tap.mac, key)
+        self._emit = tap.emit
+        self._emit_data = tap.emit_data
+        self._unreachable = unreachable
+
+    def segment(self, seq: int, ack: int, window: int, flags: int) -> int:
+        return self._emit(self._template, seq, ack, window, flags, b"")
+
+    def syn_ack(self, seq: int, ack: int, window: int, mss: int, wscale: int) -> int:
+        options = struct.pack("!BBH", TCP_OPTION_MSS, 4, mss)
+        if wscale >= 0:
+            options += bytes((TCP_OPTION_NOP, TCP_OPTION_WSCALE, 3, wscale))
+        return self._emit(self._template, seq, ack, window, SYN | ACK, options)
+
+    def data(
+        self,
+        seq: int,
+        ack: int,
+        window: int,
+        flags: int,
+        mss: int,
+        stream: Any,
+        offset: int,
+        length: int,
+    ) -> int:
+        return self._emit_data(
+            self._template, seq, ack, window, flags, mss, stream, offset, length
+        )
+
+    def unreachable(self, errno: int) -> int:
+        self._unreachable(errno)
+        return 0

@@ -1,0 +1,679 @@
+"""One connection: a guest's TCP on the tap side, a host socket on the other.
+
+Owns the facts, sequence numbers and timers of one connection.  Imports the other files of this room
+and nothing else: no descriptor, clock, loop or randomness.  Time comes in as `now` (seconds, any
+epoch that never goes back), bytes stay behind the doors.  The theory of operation is in __init__.py.
+
+Three entries, each to its end: `on_tap` for a run of segments, `on_host` for readiness of the host
+socket, `on_timer` once `deadline()` has passed.  After each the caller looks at `facts` for CLOSED
+(the host socket is gone then) and at `deadline()`.
+"""
+
+import errno
+
+from . import seq, window
+from .doors import (
+    ACK,
+    CLOSING,
+    ERROR,
+    FIN,
+    HANGUP,
+    PSH,
+    READABLE,
+    RST,
+    SYN,
+    WRITABLE,
+    HostDoor,
+    Run,
+    TapDoor,
+)
+from .events import (
+    CLOSED,
+    ESTABLISHED,
+    FINISHED,
+    SOCK_CONNECTED,
+    SOCK_FIN_RCVD,
+    SOCK_FIN_SENT,
+    TAP_FIN_ACKED,
+    TAP_FIN_RCVD,
+    TAP_FIN_SENT,
+    TAP_SYN_ACK_SENT,
+    TAP_SYN_RCVD,
+    learn,
+)
+
+NEVER = float("inf")
+
+MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
+
+# Retransmission towards the guest (RFC 6298; the bounds are Linux's TCP_TIMEOUT_INIT, TCP_RTO_MIN,
+# TCP_RTO_MAX, tcp_synack_retries and tcp_retries2)
+RTO_INITIAL = 1.0
+RTO_MIN = 0.2
+RTO_MAX = 120.0
+SYN_ACK_RETRIES = 5
+RETRIES = 15
+BACKOFF_MAX = 16
+DUP_ACKS = 3  # RFC 5681, section 3.2
+
+# A guest that was silent for so long is asked whether it is still there (passt: KEEPALIVE_INTERVAL).
+# Rounded up to whole ticks, so that many idle connections share one wake-up.
+KEEPALIVE_IDLE = 30.0
+KEEPALIVE_TICK = 10.0
+KEEPALIVE_PROBES = 9  # tcp_keepalive_probes
+
+# Read from the host socket in one piece: both copies then find it in the processor's cache
+RECEIVE_CHUNK = 256 * 1024
+
+# Sent again in one frame
+RETRANSMIT_MAX = 64 * 1024 - 1024
+
+# Out-of-order segments answered one by one with a duplicate ACK each
+DUP_ACKS_SENT_MAX = 64
+
+# Socket errors that an ICMP message carries to the guest
+UNREACHABLE = frozenset(
+    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN}
+)
+
+
+class Connection:
+    """A TCP connection that the guest opened.
+
+    `isn` is our initial sequence number towards the guest, `mss` what we offer and bound segments by
+    (bytes), `space` the largest window worth saying (bytes; it chooses the scale).  The run is the
+    guest's SYN.  `queue` bounds what the guest may have unread in the ring of the tap.
+    """
+
+    __slots__ = (
+        "armed",
+        "backoff",
+        "dup_acks",
+        "error",
+        "facts",
+        "host",
+        "host_closing",
+        "host_readable",
+        "irs",
+        "unanswered",
+        "kept",
+        "mss_from_tap",
+        "mss_to_tap",
+        "queue",
+        "recover",
+        "retransmissions",
+        "retransmit_at",
+        "rto",
+        "rttvar",
+        "seen_at",
+        "seq_ack_from_tap",
+        "seq_from_tap",
+        "seq_to_tap",
+        "short_sends",
+        "srtt",
+        "stream_len",
+        "tap",
+        "timed_at",
+        "timed_seq",
+        "wnd_edge_to_tap",
+        "wnd_from_tap",
+        "ws_from_tap",
+        "ws_to_tap",
+        "wscale_ok",
+    )
+
+    def __init__(
+        self,
+        tap: TapDoor,
+        host: HostDoor,
+        run: Run,
+        *,
+        isn: int,
+        mss: int,
+        space: int,
+        queue: window.TapQueue,
+        now: float,
+    ) -> None:
+        self.tap = tap
+        self.host = host
+        self.queue = queue
+        self.facts = 0
+        self.error = 0  # errno that ended the connection, 0 for a good end
+
+        # From the guest: what we have read, and the right edge that we advertised
+        self.irs = run.seq
+        self.seq_from_tap = seq.add(run.seq, 1)
+        self.wnd_edge_to_tap = self.seq_from_tap
+        self.mss_from_tap = mss
+        self.kept = 0  # bytes read that the host socket did not take yet
+        self.armed = False  # the host socket will report when it is writable
+
+        # To the guest: what we sent and what of it is acknowledged
+        self.seq_to_tap = isn
+        self.seq_ack_from_tap = isn
+        self.stream_len = 0  # bytes taken from the host socket and not acknowledged
+        self.wnd_from_tap = run.window
+        self.mss_to_tap = min(run.mss or MSS_DEFAULT, mss)
+        # RFC 7323, section 2.2: both ends scale or none does
+        self.wscale_ok = run.wscale >= 0
+        self.ws_from_tap = run.wscale if self.wscale_ok else 0
+        self.ws_to_tap = window.scale(space) if self.wscale_ok else 0
+
+        # Readiness is reported by edges: it holds until the socket said EAGAIN
+        self.host_readable = False
+        self.host_closing = False
+
+        self.srtt = self.rttvar = 0.0
+        self.rto = RTO_INITIAL
+        self.timed_seq = -1  # the round trip ends when this is acknowledged
+        self.timed_at = 0.0
+        self.backoff = 0
+        self.dup_acks = 0
+        self.recover = -1  # loss recovery ends when this is acknowledged
+        self.retransmit_at = NEVER
+        self.seen_at = now
+        self.unanswered = 0
+        self.retransmissions = 0
+        self.short_sends = 0
+
+        self._learn(TAP_SYN_RCVD)
+
+    def _learn(self, fact: int) -> None:
+        """The one place that changes the facts."""
+        self.facts = learn(self.facts, fact)
+
+    # Entries
+
+    def on_tap(self, run: Run, now: float) -> None:
+        """A run of segments from the guest."""
+        if self.facts & CLOSED:
+            return
+        self.seen_at = now
+        self.unanswered = 0
+        flags = run.flags
+        if not self.facts & ESTABLISHED and not self._handshake(run, now):
+            return
+        if flags & (RST | SYN):
+            self._reset_or_syn(run)
+            return
+        if not flags & ACK:
+            return
+
+        # RFC 9293, 3.10.7.4: a segment outside of the window is answered and otherwise ignored
+        offset = seq.diff(self.seq_from_tap, run.seq)
+        end = run.length + (1 if flags & FIN else 0)
+        if offset > 0 and offset >= end:
+            self._ack()
+            return
+        if seq.diff(run.seq, self.wnd_edge_to_tap) > 0:
+            self._ack()
+            return
+
+        self._acknowledged(run, now)
+        if self.facts & CLOSED:
+            return
+        if end:
+            self._data(run, offset)
+        if self.facts & CLOSED:
+            return
+        self._pump(now)
+
+    def on_host(self, ready: int, now: float) -> None:
+        """The host socket is ready: bits of epoll, `ready` says what changed since the last call."""
+        facts = self.facts
+        if facts & CLOSED:
+            return
+        if not facts & SOCK_CONNECTED:
+            if ready & (WRITABLE | ERROR | HANGUP):
+                self._connected(now)
+            return
+        if ready & WRITABLE and self.armed:
+            self.armed = False
+            self._writable()
+            if self.facts & CLOSED:
+                return
+        if ready & (READABLE | CLOSING | ERROR | HANGUP):
+            self.host_readable = True
+            if ready & (CLOSING | ERROR | HANGUP):
+                self.host_closing = True
+            if ready & ERROR and (not facts & ESTABLISHED or self._window_left() <= 0):
+                # The error is seen by reading, and there is no room to read into
+                self._broken(self.host.error() or errno.ECONNRESET)
+                return
+            self._pump(now)
+
+    def on_timer(self, now: float) -> None:
+        """The deadline has passed (a call before it does nothing)."""
+        if self.facts & CLOSED:
+            return
+        if now >= self.retransmit_at:
+            self._timeout(now)
+        elif now >= self._keepalive_at():
+            self._keepalive(now)
+
+    def deadline(self) -> float:
+        """When on_timer() has something to do, `NEVER` if nothing is awaited."""
+        return min(self.retransmit_at, self._keepalive_at())
+
+    # The handshake: connect() first, SYN-ACK afterwards
+
+    def _connected(self, now: float) -> None:
+        """The outcome of connect() is known."""
+        error = self.host.error()
+        if error:
+            self.error = error
+            if error in UNREACHABLE:
+                self.tap.unreachable(error)
+            elif error != errno.ETIMEDOUT:
+                # Nobody answered a SYN that timed out: nor do we, the guest has a timer of its own
+                self.tap.segment(0, self.seq_from_tap, 0, RST | ACK)
+            self.host.close()
+            self._learn(CLOSED)
+            return
+        self._learn(SOCK_CONNECTED)
+        self._syn_ack(now)
+        self._learn(TAP_SYN_ACK_SENT)
+        self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+
+    def _syn_ack(self, now: float) -> None:
+        # RFC 7323, section 2.2: the window of a SYN is not scaled
+        room = min(window.room(self.host.facts(), self.mss_from_tap), window.WINDOW_FIELD_MAX)
+        edge = seq.add(self.seq_from_tap, room)
+        if seq.diff(edge, self.wnd_edge_to_tap) > 0:
+            self.wnd_edge_to_tap = edge
+        room = seq.diff(self.wnd_edge_to_tap, self.seq_from_tap)
+        wscale = self.ws_to_tap if self.wscale_ok else -1
+        self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, room, self.mss_from_tap, wscale)
+        self.retransmit_at = now + RTO_INITIAL * (1 << self.backoff)
+
+    def _handshake(self, run: Run, now: float) -> bool:
+        """A run for a connection that is not established; True if it is now."""
+        flags = run.flags
+        if flags & RST:
+            if run.seq == self.seq_from_tap:
+                self._abort_host()
+            return False
+        if flags & SYN:
+            if run.seq != self.irs:
+                # The guest gave up, and uses the ports again
+                self._abort_host()
+            elif self.facts & TAP_SYN_ACK_SENT:
+                self._syn_ack(now)
+            return False
+        if not flags & ACK or not self.facts & TAP_SYN_ACK_SENT or run.ack != self.seq_to_tap:
+            if flags & ACK:
+                self.tap.segment(run.ack, 0, 0, RST)
+            return False
+        self._learn(ESTABLISHED)
+        self.seq_ack_from_tap = run.ack
+        self.backoff = 0
+        self.retransmit_at = NEVER
+        return True
+
+    def _reset_or_syn(self, run: Run) -> None:
+        """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, the rest is challenged."""
+        if run.flags & RST:
+            if run.seq == self.seq_from_tap:
+                self.error = errno.ECONNRESET
+                self._abort_host()
+                return
+            if not 0 <= seq.diff(run.seq, self.seq_from_tap) < self._room_left():
+                return
+        self._ack()
+
+    # From the guest to the host socket
+
+    def _room_left(self) -> int:
+        """What the guest may still send, bytes."""
+        return seq.diff(self.wnd_edge_to_tap, self.seq_from_tap)
+
+    def _data(self, run: Run, offset: int) -> None:
+        """Payload, FIN or both; the first `offset` bytes are known already."""
+        if offset < 0:
+            # RFC 5681, section 4.2: one duplicate ACK per segment that came too early
+            for _ in range(min(run.frames, DUP_ACKS_SENT_MAX)):
+                self._ack()
+            return
+        if self.facts & TAP_FIN_RCVD:
+            self._ack()
+            return
+
+        length = min(run.length - offset, self._room_left())
+        if length > 0 and not self._to_host(run.handle, offset, length):
+            return
+        last = seq.add(run.seq, run.length)
+        fin = run.flags & FIN and self.seq_from_tap == last
+        if fin:
+            self.seq_from_tap = seq.add(self.seq_from_tap, 1)
+            self._learn(TAP_FIN_RCVD)
+        self._ack()
+        if fin and not self.kept:
+            self._shutdown()
+
+    def _to_host(self, handle: int, skip: int, length: int) -> bool:
+        """Pass payload on; what the socket does not take is kept.  False if it is broken."""
+        sent = 0
+        if not self.kept:
+            sent = self.host.send(handle, skip, length)
+            if sent < 0:
+                if sent != -errno.EAGAIN:
+                    self._broken(-sent)
+                    return False
+                sent = 0
+        if sent < length:
+            if not self.kept:
+                self.short_sends += 1
+            # The right edge stays where it is until all of this is flushed
+            stored = self.host.keep(handle, skip + sent, length - sent, self._room_left() - sent)
+            self.kept += stored
+            sent += stored
+            self._arm()
+        self.seq_from_tap = seq.add(self.seq_from_tap, sent)
+        return True
+
+    def _arm(self) -> None:
+        if not self.armed:
+            self.armed = True
+            self.host.arm()
+
+    def _writable(self) -> None:
+        """The host socket takes data again."""
+        if self.kept:
+            sent = self.host.flush()
+            if sent < 0:
+                if sent != -errno.EAGAIN:
+                    self._broken(-sent)
+                    return
+                sent = 0
+            self.kept -= sent
+            if self.kept:
+                self._arm()
+                return
+            if self.facts & TAP_FIN_RCVD:
+                self._shutdown()
+                return
+        if not self.facts & ESTABLISHED or self.facts & TAP_FIN_RCVD:
+            return
+        left = self._room_left()
+        room = self._room()
+        # RFC 9293, 3.8.6.2.2: an update is worth two segments, or opens a closed window
+        if room >= left + 2 * self.mss_from_tap or left < self.mss_from_tap <= room:
+            self._send_ack(room)
+
+    def _room(self) -> int:
+        """What the guest may send from now on, bytes: from the memory of the host socket.
+
+        It counts from what was read.  The right edge never moves left (RFC 9293, 3.8.6), and not at
+        all while bytes are kept.
+        """
+        left = self._room_left()
+        if self.kept:
+            return left
+        facts = self.host.facts()
+        room = window.room(facts, self.mss_from_tap)
+        if room <= 0 or not window.writable(facts):
+            self._arm()
+        if self.queue.budget:
+            room = min(room, self.queue.budget)
+        return max(room, left)
+
+    def _window_field(self, room: int) -> int:
+        """The window as it goes on the wire; moves the right edge to what it says."""
+        field = room >> self.ws_to_tap
+        if field << self.ws_to_tap < self._room_left():
+            # As the kernel does (tcp_select_window()): rounding must not move the edge left
+            field += 1
+        field = min(field, window.WINDOW_FIELD_MAX)
+        self.wnd_edge_to_tap = seq.add(self.seq_from_tap, field << self.ws_to_tap)
+        return field
+
+    def _send_ack(self, room: int) -> None:
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._window_field(room), ACK)
+
+    def _ack(self) -> None:
+        """Acknowledge what was read, with the window as it is now."""
+        self._send_ack(self._room_left() if self.facts & TAP_FIN_RCVD else self._room())
+
+    def _shutdown(self) -> None:
+        """All that the guest had to say is in the host socket: pass its FIN on."""
+        result = self.host.shutdown()
+        if result < 0:
+            self._broken(-result)
+            return
+        self._learn(SOCK_FIN_SENT)
+        self._finish()
+
+    # From the host socket to the guest
+
+    def _in_flight(self) -> int:
+        """Sent to the guest and not acknowledged; a FIN counts as one byte."""
+        return seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
+
+    def _window_left(self) -> int:
+        """What the guest takes beyond what was sent."""
+        return self.wnd_from_tap - self._in_flight()
+
+    def _acknowledged(self, run: Run, now: float) -> None:
+        """The acknowledgement and window of an acceptable segment."""
+        advance = seq.diff(run.ack, self.seq_ack_from_tap)
+        in_flight = self._in_flight()
+        if advance < 0:
+            return
+        if advance > in_flight:
+            self._ack()
+            return
+        wnd = run.window << self.ws_from_tap
+        bare = not run.length and not run.flags & FIN
+        if advance == 0:
+            # RFC 5681, section 2: what makes an acknowledgement a duplicate
+            if bare and in_flight and wnd == self.wnd_from_tap:
+                self.dup_acks += run.frames
+                if self.dup_acks >= DUP_ACKS and self.recover < 0:
+                    self.recover = self.seq_to_tap
+                    self._retransmit()
+            self.wnd_from_tap = wnd
+            return
+
+        self.wnd_from_tap = wnd
+        self.seq_ack_from_tap = run.ack
+        self.backoff = 0
+        self.dup_acks = run.frames - 1 if bare else 0
+        if self.timed_seq >= 0 and seq.diff(run.ack, self.timed_seq) >= 0:
+            self._sample(now - self.timed_at)
+        self.retransmit_at = now + self.rto if advance < in_flight else NEVER
+
+        data = min(advance, self.stream_len)
+        if data:
+            self.host.discard(data)
+            self.stream_len -= data
+        if self.recover >= 0:
+            if seq.diff(run.ack, self.recover) >= 0:
+                self.recover = -1
+            else:
+                # RFC 6582, section 3.2: a partial acknowledgement points at the next hole
+                self._retransmit()
+        if advance == in_flight and self.facts & TAP_FIN_SENT and not self.facts & TAP_FIN_ACKED:
+            self._learn(TAP_FIN_ACKED)
+            self._finish()
+
+    def _sample(self, rtt: float) -> None:
+        """A round trip was timed (RFC 6298, section 2)."""
+        self.timed_seq = -1
+        if self.srtt:
+            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
+            self.srtt += (rtt - self.srtt) / 8
+        else:
+            self.srtt, self.rttvar = rtt, rtt / 2
+        self.rto = min(max(self.srtt + 4 * self.rttvar, RTO_MIN), RTO_MAX)
+
+    def _pump(self, now: float) -> None:
+        """Move what the host socket has to the guest, as far as the guest's window goes."""
+        if not self.facts & ESTABLISHED or self.facts & TAP_FIN_SENT:
+            return
+        while True:
+            in_flight = self._in_flight()
+            unsent = self.stream_len - in_flight
+            left = self.wnd_from_tap - in_flight
+            moved = 0
+            limit = min(left - unsent, RECEIVE_CHUNK, self.host.capacity - self.stream_len)
+            if self.host_readable and limit > 0:
+                moved = self._from_host(limit)
+                if self.facts & CLOSED:
+                    return
+                unsent += moved
+            if unsent and left > 0:
+                moved = self._send(in_flight, unsent, left, now)
+            if not moved:
+                break
+        if self.facts & SOCK_FIN_RCVD and not self.stream_len - self._in_flight():
+            field = self._window_field(self._room_left())
+            self.tap.segment(self.seq_to_tap, self.seq_from_tap, field, FIN | ACK)
+            self._learn(TAP_FIN_SENT)
+            self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+        if self.retransmit_at == NEVER and (self._in_flight() or self._held_up()):
+            self.retransmit_at = now + self.rto
+
+    def _held_up(self) -> bool:
+        """Nothing is in flight, and there is, or may be, something that should be."""
+        return not self._in_flight() and (self.stream_len > 0 or self.host_readable)
+
+    def _from_host(self, limit: int) -> int:
+        """Take bytes from the host socket; how many."""
+        n = self.host.receive(limit)
+        if n > 0:
+            self.stream_len += n
+            # epoll(7): a short read has emptied the socket, unless its end is next
+            if n < limit and not self.host_closing:
+                self.host_readable = False
+            return n
+        if n == 0:
+            self.host_readable = False
+            self._learn(SOCK_FIN_RCVD)
+        elif n == -errno.EAGAIN:
+            self.host_readable = False
+        else:
+            self._broken(-n)
+        return 0
+
+    def _send(self, in_flight: int, unsent: int, left: int, now: float) -> int:
+        """Send what the window allows; the bytes that went out."""
+        length = unsent
+        if length > left:
+            # Whole segments only, unless nothing is under way (RFC 9293, 3.8.6.2.1)
+            length = left - left % self.mss_to_tap
+            if not length:
+                if in_flight:
+                    return 0
+                length = left
+        flags = ACK | PSH if length == unsent else ACK
+        field = self._window_field(self._room_left())
+        sent = self.tap.data(
+            self.seq_to_tap,
+            self.seq_from_tap,
+            field,
+            flags,
+            self.mss_to_tap,
+            self.host.stream,
+            in_flight,
+            length,
+        )
+        if sent <= 0:
+            return 0
+        self.seq_to_tap = seq.add(self.seq_to_tap, sent)
+        if self.timed_seq < 0 and self.recover < 0:
+            self.timed_seq, self.timed_at = self.seq_to_tap, now
+        return sent
+
+    def _retransmit(self) -> None:
+        """Send the first unacknowledged frame once more."""
+        self.retransmissions += 1
+        self.timed_seq = -1  # Karn's rule (RFC 6298, section 3)
+        field = self._window_field(self._room_left())
+        length = min(self.stream_len, self._in_flight(), RETRANSMIT_MAX)
+        length = min(length, max(self.wnd_from_tap, self.mss_to_tap))
+        if length:
+            self.tap.data(
+                self.seq_ack_from_tap,
+                self.seq_from_tap,
+                field,
+                ACK,
+                self.mss_to_tap,
+                self.host.stream,
+                0,
+                length,
+            )
+        elif self.facts & TAP_FIN_SENT:
+            self.tap.segment(self.seq_ack_from_tap, self.seq_from_tap, field, FIN | ACK)
+
+    # Timers
+
+    def _timeout(self, now: float) -> None:
+        """Something was not answered in time."""
+        established = self.facts & ESTABLISHED
+        if established and not self._in_flight() and not self._held_up():
+            self.retransmit_at = NEVER
+            return
+        self.unanswered += 1
+        self.backoff = min(self.backoff + 1, BACKOFF_MAX)
+        if self.unanswered > (RETRIES if established else SYN_ACK_RETRIES):
+            self._gone()
+            return
+        if not established:
+            self._syn_ack(now)
+            return
+        if self._in_flight():
+            self.recover = self.seq_to_tap
+            self._retransmit()
+        else:
+            # The tap did not take it, or the window is closed (RFC 9293, 3.8.6.1)
+            self._pump(now)
+            if self.facts & CLOSED:
+                return
+            if not self._in_flight():
+                self._probe()
+        self.retransmit_at = now + min(self.rto * (1 << self.backoff), RTO_MAX)
+
+    def _probe(self) -> None:
+        """Ask for an acknowledgement: a segment that the guest must answer and has seen."""
+        field = self._window_field(self._room_left())
+        self.tap.segment(seq.add(self.seq_to_tap, -1), self.seq_from_tap, field, ACK)
+
+    def _keepalive_at(self) -> float:
+        if not self.facts & ESTABLISHED or self.retransmit_at != NEVER:
+            return NEVER
+        at = self.seen_at + KEEPALIVE_IDLE * (self.unanswered + 1)
+        return at + -at % KEEPALIVE_TICK
+
+    def _keepalive(self, now: float) -> None:
+        """The guest was silent for long (RFC 9293, 3.8.4)."""
+        self.unanswered += 1
+        if self.unanswered > KEEPALIVE_PROBES:
+            self._gone()
+        else:
+            self._probe()
+
+    # Ends
+
+    def _finish(self) -> None:
+        """Close once both directions have ended."""
+        if self.facts & FINISHED == FINISHED:
+            self.host.close()
+            self._learn(CLOSED)
+
+    def _broken(self, error: int) -> None:
+        """The host socket failed: the guest gets a RST."""
+        self.error = error
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self.host.close()
+        self._learn(CLOSED)
+
+    def _gone(self) -> None:
+        """The guest answers no more."""
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self.error = errno.ETIMEDOUT
+        self._abort_host()
+
+    def _abort_host(self) -> None:
+        """The guest has reset the connection, or is gone: so it ends for the remote host."""
+        self.host.abort()
+        self._learn(CLOSED)

@@ -1,0 +1,73 @@
+"""The facts of a connection, and what each requires and forbids.
+
+A connection has no state names such as FIN-WAIT-1: with two peers their product would be large and
+say little.  It has facts instead, each of which becomes true once and stays true.  SOCK is the side
+of the host socket, TAP the side of the guest.  What can happen next follows from the facts alone:
+
+- `REQUIRES[fact]`: all of these must hold before;
+- `FORBIDS[fact]`: none of these may hold before.
+
+Owns nothing, imports no other room.  Only `Connection._learn` changes a connection's facts, by
+`learn()` here, which refuses anything the table does not allow.  Facts are plain ints, because they
+are tested for each run of segments.
+"""
+
+TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection
+SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded
+TAP_SYN_ACK_SENT = 1 << 2  # so we told the guest
+ESTABLISHED = 1 << 3  # the guest acknowledged our SYN: data may flow
+TAP_FIN_RCVD = 1 << 4  # the guest has said all, and we have all of it
+SOCK_FIN_SENT = 1 << 5  # so has the host socket: shutdown() was called
+SOCK_FIN_RCVD = 1 << 6  # the remote host has said all: end of stream read
+TAP_FIN_SENT = 1 << 7  # so we told the guest
+TAP_FIN_ACKED = 1 << 8  # and the guest knows
+CLOSED = 1 << 9  # nothing is left to be done, or it was cut short
+
+NAMES = {
+    TAP_SYN_RCVD: "TAP_SYN_RCVD",
+    SOCK_CONNECTED: "SOCK_CONNECTED",
+    TAP_SYN_ACK_SENT: "TAP_SYN_ACK_SENT",
+    ESTABLISHED: "ESTABLISHED",
+    TAP_FIN_RCVD: "TAP_FIN_RCVD",
+    SOCK_FIN_SENT: "SOCK_FIN_SENT",
+    SOCK_FIN_RCVD: "SOCK_FIN_RCVD",
+    TAP_FIN_SENT: "TAP_FIN_SENT",
+    TAP_FIN_ACKED: "TAP_FIN_ACKED",
+    CLOSED: "CLOSED",
+}
+
+REQUIRES = {
+    TAP_SYN_RCVD: 0,
+    SOCK_CONNECTED: TAP_SYN_RCVD,
+    TAP_SYN_ACK_SENT: SOCK_CONNECTED,
+    ESTABLISHED: TAP_SYN_ACK_SENT,
+    TAP_FIN_RCVD: ESTABLISHED,
+    SOCK_FIN_SENT: TAP_FIN_RCVD,
+    SOCK_FIN_RCVD: ESTABLISHED,
+    TAP_FIN_SENT: SOCK_FIN_RCVD,
+    TAP_FIN_ACKED: TAP_FIN_SENT,
+    CLOSED: TAP_SYN_RCVD,
+}
+
+# Nothing becomes true twice, and nothing happens to a closed connection
+FORBIDS = {fact: fact | CLOSED for fact in REQUIRES}
+
+# With these a connection has ended in good order
+FINISHED = SOCK_FIN_SENT | TAP_FIN_ACKED
+
+
+class IllegalTransition(Exception):
+    """A fact was to be added that the table does not allow: a defect of ours, not of a peer."""
+
+
+def names(facts: int) -> str:
+    """The facts in words, for messages and traces."""
+    return "|".join(name for fact, name in NAMES.items() if facts & fact) or "0"
+
+
+def learn(facts: int, fact: int) -> int:
+    """The facts with `fact` added; raises IllegalTransition where the table forbids it."""
+    required = REQUIRES[fact]
+    if facts & required != required or facts & FORBIDS[fact]:
+        raise IllegalTransition(f"{names(fact)} after {names(facts)}")
+    return facts | fact
