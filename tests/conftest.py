@@ -1,0 +1,40 @@
+"""Every test runs in namespaces of the test process's own."""
+
+import pytest
+
+from .support import namespaces
+
+_reason = "not tried"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _reason
+    _reason = namespaces.isolate()
+
+
+@pytest.fixture(scope="session")
+def isolated() -> None:
+    """Skips, with the reason, where namespaces cannot be made."""
+    if _reason:
+        pytest.skip(_reason)
+
+
+@pytest.fixture
+def world(isolated):
+    """A host, a remote host and a guest's namespace, made anew for each test."""
+    with namespaces.World() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_world(isolated):
+    """The same for tests that leave nothing behind."""
+    with namespaces.World() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(shared_world):
+    """A world whose guest is served and configured."""
+    shared_world.process = shared_world.pysplice("--config-net")
+    return shared_world

@@ -1,0 +1,228 @@
+"""TCP from a guest through a real tap to a remote host: what applications see."""
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+
+import pytest
+
+from ..support.transfer import Background, digest, receive, send, transfer
+
+BOTH = pytest.mark.parametrize("version", (4, 6))
+LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+def pair(world, version):
+    """A connection from the guest, and what the remote host accepted for it."""
+    address = world.remote_address(version)
+    with world.remote.listen(address) as listener:
+        guest = world.guest.connect(address, listener.getsockname()[1])
+        listener.settimeout(10)
+        remote, _ = listener.accept()
+        remote.settimeout(20)
+    return guest, remote
+
+
+@BOTH
+def test_bytes_arrive_both_ways_at_once(served, version):
+    guest, remote = pair(served, version)
+    with guest, remote:
+        size = 32 << 20
+        up = Background(transfer, guest, remote, 1, size)
+        down = Background(transfer, remote, guest, 2, size)
+        up.result()
+        down.result()
+
+
+@BOTH
+@pytest.mark.parametrize("first", ("guest", "remote"))
+def test_half_close(served, version, first):
+    """One end says all and closes its direction, the other answers afterwards."""
+    guest, remote = pair(served, version)
+    with guest, remote:
+        a, b = (guest, remote) if first == "guest" else (remote, guest)
+        transfer(a, b, 3, 100_000)
+        time.sleep(0.05)
+        transfer(b, a, 4, 3_000_000)
+
+
+@BOTH
+def test_refused_is_refused(served, version):
+    with pytest.raises(ConnectionRefusedError):
+        served.guest.connect(served.remote_address(version), 9)
+
+
+@BOTH
+def test_unreachable_is_an_icmp_error(served, version):
+    """The host has no route: the guest's connect() fails at once, for the same reason."""
+    served.host.run("ip", f"-{version}", "route", "add", "unreachable",
+                    "198.51.100.0/24" if version == 4 else "2001:db8:1::/64")  # fmt: skip
+    begun = time.monotonic()
+    with pytest.raises(OSError) as caught:
+        served.guest.connect("198.51.100.7" if version == 4 else "2001:db8:1::7", 80)
+    assert caught.value.errno == errno.EHOSTUNREACH
+    assert time.monotonic() - begun < 5
+
+
+def test_unreachable_that_is_found_out_later(served):
+    """Nobody has the address on the host's link: connect() fails after it was begun."""
+    with pytest.raises(OSError) as caught:
+        served.guest.connect("10.99.0.77", 80)
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+@BOTH
+def test_reset_by_the_remote_host(served, version):
+    guest, remote = pair(served, version)
+    with guest:
+        guest.sendall(b"x")
+        assert remote.recv(1) == b"x"
+        remote.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+        remote.close()
+        with pytest.raises(ConnectionResetError):
+            guest.recv(1)
+
+
+@BOTH
+def test_reset_by_the_guest(served, version):
+    guest, remote = pair(served, version)
+    with remote:
+        remote.sendall(b"x")
+        assert guest.recv(1) == b"x"
+        guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+        guest.close()
+        with pytest.raises(ConnectionResetError):
+            remote.recv(1)
+
+
+def test_reset_while_the_guest_does_not_read(served):
+    """The window is closed and bytes wait on the host: the reset still gets through."""
+    guest, remote = pair(served, 4)
+    with guest:
+        remote.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                remote.send(bytes(65536))
+                select.select([], [remote], [], 0.5)
+        remote.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+        remote.close()
+        with pytest.raises(ConnectionResetError):
+            while guest.recv(1 << 20):
+                pass
+
+
+@BOTH
+def test_simultaneous_close(served, version):
+    for _ in range(20):
+        guest, remote = pair(served, version)
+        with guest, remote:
+            guest.shutdown(socket.SHUT_WR)
+            remote.shutdown(socket.SHUT_WR)
+            assert guest.recv(1) == b""
+            assert remote.recv(1) == b""
+
+
+@pytest.mark.parametrize("reader", ("remote", "guest"))
+def test_zero_window_opens_again(served, reader):
+    """A reader that sleeps stops the writer, loses nothing, and gets the rest later."""
+    guest, remote = pair(served, 4)
+    with guest, remote:
+        a, b = (guest, remote) if reader == "remote" else (remote, guest)
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        size = 24 << 20
+        writing = Background(send, a, 5, size)
+        time.sleep(2.5)
+        assert writing.is_alive()
+        got = Background(receive, b, size)
+        writing.result()
+        assert got.result() == (digest(5, size), size)
+
+
+def test_small_writes_arrive_in_time(served):
+    """Request and response, a thousand times: nothing waits for a timer."""
+    guest, remote = pair(served, 4)
+    with guest, remote:
+        guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def echo() -> None:
+            while data := remote.recv(64):
+                remote.sendall(data)
+
+        Background(echo)
+        begun = time.monotonic()
+        for i in range(1000):
+            guest.sendall(struct.pack("I", i))
+            assert guest.recv(4, socket.MSG_WAITALL) == struct.pack("I", i)
+        assert time.monotonic() - begun < 10
+        guest.shutdown(socket.SHUT_WR)
+
+
+def test_gateway_is_the_host(served):
+    for gateway, loopback in ((served.GATEWAY4, "127.0.0.1"), (served.GATEWAY6, "::1")):
+        with served.host.listen(loopback) as listener:
+            with served.guest.connect(gateway, listener.getsockname()[1]) as guest:
+                accepted, peer = listener.accept()
+                with accepted:
+                    assert peer[0] == loopback
+                    accepted.sendall(b"host")
+                    assert guest.recv(10) == b"host"
+
+
+def descriptors(process) -> int:
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+
+def test_connections_leave_nothing_behind(served):
+    """2,000 connections one after the other: as many descriptors as before."""
+    address = served.REMOTE4
+    with served.remote.listen(address) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            for _ in range(2000):
+                sock, _ = listener.accept()
+                with sock:
+                    sock.sendall(sock.recv(100))
+
+        before = descriptors(served.process)
+        answering = Background(answer)
+        for i in range(2000):
+            with served.guest.connect(address, port) as sock:
+                sock.sendall(b"%d" % i)
+                assert sock.recv(100) == b"%d" % i
+                assert sock.recv(1) == b""
+        answering.result()
+    until = time.monotonic() + 5
+    while descriptors(served.process) > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert descriptors(served.process) <= before
+
+
+def test_parallel_downloads(served):
+    """200 connections at once, 5 MiB each."""
+    size, count = 5 << 20, 200
+    expected = digest(6, size)
+    with served.remote.listen(served.REMOTE4, backlog=count) as listener:
+        port = listener.getsockname()[1]
+
+        def serve(sock) -> None:
+            with sock:
+                send(sock, 6, size)
+
+        def accept() -> None:
+            for _ in range(count):
+                sock, _ = listener.accept()
+                sock.settimeout(60)
+                Background(serve, sock)
+
+        accepting = Background(accept)
+        socks = [served.guest.connect(served.REMOTE4, port) for _ in range(count)]
+        readers = [Background(receive, sock) for sock in socks]
+        for reader in readers:
+            assert reader.result(120) == (expected, size)
+        accepting.result()
+        for sock in socks:
+            sock.close()
