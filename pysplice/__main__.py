@@ -74,10 +74,7 @@ def run(config: Config, log: Log) -> int:
         source = gateway6 if gateway6 is not None and gateway6.is_link_local else link_local
         router = ndp.Router(config.mac, source.packed, prefix, config.mtu or 0)
     guest_addresses = frozenset(
-        address.ip.packed
-        for family in (ipv4, ipv6)
-        if family is not None
-        for address in family.addresses
+        address.ip.packed for family in (ipv4, ipv6) if family is not None for address in family.addresses
     )
     link = Link(
         mtu=mtu,
@@ -85,7 +82,7 @@ def run(config: Config, log: Log) -> int:
         ipv4=config.ipv4,
         ipv6=config.ipv6,
         tcp=config.tcp,
-        ndp=config.ndp,
+        neighbours=config.ndp,
         guest_addresses=guest_addresses,
         router=router,
         source4=gateway4.packed if gateway4 is not None else b"",
@@ -111,9 +108,7 @@ def run(config: Config, log: Log) -> int:
         return proxy.run(guest.watch_fd, command.wait)
     if background:
         isolation.leave_terminal(ready_fd)
-    return proxy.run(
-        guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None
-    )
+    return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)
 
 
 def _eui64(mac: bytes) -> bytes:
@@ -139,9 +134,9 @@ def _redirects(
         if family is not None and family.host_address is not None:
             redirects[address.packed] = str(family.host_address)
     if config.map_gateway:
-        chosen = {address.version: address for address in config.map_host_loopback}
+        chosen: dict[int, IPAddress] = {a.version: a for a in config.map_host_loopback}
         for version, gateway in ((4, gateway4), (6, gateway6)):
-            mapped = chosen.get(version, gateway)
+            mapped = chosen.get(version) or gateway
             if mapped is not None:
                 redirects[mapped.packed] = loopback[version]
     return redirects

@@ -203,9 +203,7 @@ def parse(argv: Sequence[str]) -> Config:
             warnings.append("option -e/--stderr has no effect")
         elif name in SWITCHES:
             values.update(SWITCHES[name])
-        elif name in TRIVIAL:
-            pass
-        elif name in ONLY_NONE and value == "none":
+        elif name in TRIVIAL or (name in ONLY_NONE and value == "none"):
             pass
         elif name in PASST_ONLY:
             raise ConfigError(f"option {spelled} is for passt only")

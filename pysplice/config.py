@@ -84,11 +84,7 @@ def parse_address(text: str, option: str) -> IPAddress:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"invalid address for {option}: '{text}'") from None
-    if (
-        address.is_unspecified
-        or address.is_multicast
-        or address == ipaddress.ip_address("255.255.255.255")
-    ):
+    if address.is_unspecified or address.is_multicast or address == ipaddress.ip_address("255.255.255.255"):
         raise ConfigError(f"not a host's address for {option}: '{text}'")
     return address
 

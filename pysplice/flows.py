@@ -10,8 +10,9 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from .tcp.connection import NEVER, Connection
+from .tcp.connection import Connection
 from .tcp.events import CLOSED, ESTABLISHED
+from .tcp.timing import NEVER
 
 # Connections that are not established yet: enough for a burst, few enough that a guest which sends
 # nothing but SYNs leaves descriptors to the others
@@ -157,6 +158,4 @@ class Outbound:
             return Target(socket.AF_INET6, (mapped, port), None, "")
         address = socket.inet_ntop(socket.AF_INET6, packed)
         scope = self._scope if ipaddress.IPv6Address(packed).is_link_local else 0
-        return Target(
-            socket.AF_INET6, (address, port, 0, scope), self._source6, self._interface6
-        )
+        return Target(socket.AF_INET6, (address, port, 0, scope), self._source6, self._interface6)

@@ -8,6 +8,7 @@ costs nothing.  The epoll instance is itself a descriptor that the loop watches:
 yields all sockets that are ready, and arm() can ask again with EPOLL_CTL_MOD, which no loop offers.
 """
 
+import contextlib
 import errno
 import os
 import select
@@ -115,10 +116,8 @@ class HostSocket:
         self._sock.close()
 
     def abort(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
-        except OSError:
-            pass
         self.close()
 
 

@@ -11,7 +11,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvloop
@@ -47,7 +47,7 @@ class Link:
     ipv4: bool
     ipv6: bool
     tcp: bool
-    ndp: bool
+    neighbours: bool
     guest_addresses: frozenset[bytes]
     router: ndp.Router | None
     source4: bytes  # what ICMP errors come from; empty: the address that failed
@@ -66,9 +66,7 @@ def wmem_max() -> int:
 class Proxy:
     """One tap, its flows and their host sockets."""
 
-    def __init__(
-        self, tap: TapDevice, link: Link, outbound: Outbound, log: Log, flow_max: int
-    ) -> None:
+    def __init__(self, tap: TapDevice, link: Link, outbound: Outbound, log: Log, flow_max: int) -> None:
         self.tap = tap
         self.link = link
         self.outbound = outbound
@@ -177,7 +175,7 @@ class Proxy:
         self.flows.expire(time.monotonic() + 0.001)
         self._set_timer()
 
-    def _share_ring(self, runs: list[Run]) -> None:
+    def _share_ring(self, runs: Sequence[Run]) -> None:
         """Plain frames can fill the ring of the tap: bound what each flow may have in it."""
         frames = total = 0
         keys = set()
@@ -216,9 +214,7 @@ class Proxy:
         target = self.outbound.target(key)
         unreachable = functools.partial(self._unreachable, headers)
         try:
-            host = self.hosts.connect(
-                target.family, target.address, target.source, target.interface
-            )
+            host = self.hosts.connect(target.family, target.address, target.source, target.interface)
         except OSError as e:
             self.log.flow("connect", f"{target.address[0]}: {e.strerror}", now)
             if e.errno in UNREACHABLE:
@@ -267,7 +263,7 @@ class Proxy:
         reply = None
         if ethertype == b"\x08\x06" and self.link.ipv4:
             reply = arp.answer(frame, self.tap.mac, self.link.guest_addresses)
-        elif ethertype == b"\x86\xdd" and self.link.ipv6 and self.link.ndp:
+        elif ethertype == b"\x86\xdd" and self.link.ipv6 and self.link.neighbours:
             reply = ndp.answer(frame, self.tap.mac, self.link.guest_addresses, self.link.router)
         if reply is not None:
             self.tap.emit_frame(reply)

@@ -100,9 +100,7 @@ class TapEnd:
         offset: int,
         length: int,
     ) -> int:
-        return self._emit_data(
-            self._template, seq, ack, window, flags, mss, stream, offset, length
-        )
+        return self._emit_data(self._template, seq, ack, window, flags, mss, stream, offset, length)
 
     def unreachable(self, errno: int) -> int:
         self._unreachable(errno)

@@ -93,9 +93,7 @@ def _neighbour(
 
 def advertisement(router: Router) -> bytes:
     """A router advertisement (RFC 4861, 4.2) that lets a guest configure itself (RFC 4862)."""
-    message = struct.pack(
-        "!BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 255, 0, ROUTER_LIFETIME, 0, 0
-    )
+    message = struct.pack("!BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 255, 0, ROUTER_LIFETIME, 0, 0)
     if router.prefix is not None:
         # On-link and autonomous
         message += struct.pack("!BBBBIII", OPTION_PREFIX, 4, 64, 0xC0, FOREVER, FOREVER, 0)

@@ -4,6 +4,7 @@ Owns nothing; netlink is pyroute2's.  Imports config.py.  `read` runs in the hos
 `configure` in the guest's.
 """
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -76,9 +77,7 @@ def read(config: Config) -> Template:
 def _read_family(netlink: Any, config: Config, version: int) -> Family:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     routes = [
-        route
-        for route in netlink.get_routes(family=family, table=TABLE_MAIN)
-        if route["type"] == UNICAST
+        route for route in netlink.get_routes(family=family, table=TABLE_MAIN) if route["type"] == UNICAST
     ]
     index = _template_index(netlink, config, version, routes)
     name = netlink.get_links(index)[0].get("ifname") if index else ""
@@ -143,9 +142,9 @@ def _addresses(netlink: Any, family: int, index: int) -> list[IPInterface]:
         flags = message.get("flags") or 0
         text = message.get("local") or message.get("address")
         address = ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
-        if message["index"] == index and not flags & IFA_F_DEPRECATED:
-            if not (address.version == 6 and address.is_link_local):
-                found.append(address)
+        link_local = address.version == 6 and address.is_link_local
+        if message["index"] == index and not flags & IFA_F_DEPRECATED and not link_local:
+            found.append(address)
     return found
 
 
@@ -208,11 +207,9 @@ def _do(what: str, ifname: str, call: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _sysctl(path: str, value: str) -> None:
-    try:
-        with open(path, "w") as file:
-            file.write(value)
-    except OSError:
-        pass  # a kernel without IPv6
+    # A kernel without IPv6 has no such file
+    with contextlib.suppress(OSError), open(path, "w") as file:
+        file.write(value)
 
 
 def _add_addresses(netlink: Any, index: int, ifname: str, family: Family) -> None:

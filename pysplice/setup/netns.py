@@ -8,6 +8,7 @@ an existing namespace it is a helper that ends when it is done.  Either sends th
 socket pair (SCM_RIGHTS), or one line that says what went wrong.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -181,15 +182,10 @@ def _init(
     _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None)
     if config.pidns:
         _libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
-    try:
+    with contextlib.suppress(OSError):
         socket.sethostname(f"pasta-{socket.gethostname()}"[:HOSTNAME_MAX])
-    except OSError:
-        pass
-    try:
-        with open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
-            file.write("0 0")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
+        file.write("0 0")
     _send_tap(control, config, template)
     if control.recv(16) != b"go":
         return 1
@@ -346,7 +342,6 @@ def gone(config: Config, watch_fd: int) -> bool:
     try:
         os.read(watch_fd, MESSAGE_MAX)
     except OSError as e:
-        if e.errno == errno.EAGAIN:
-            return False
-        return True  # a pidfd: the process has ended
+        # Anything else: a pidfd, whose process has ended
+        return e.errno != errno.EAGAIN
     return not os.path.exists(paths(config)[0])

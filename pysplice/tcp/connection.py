@@ -41,26 +41,16 @@ from .events import (
     TAP_SYN_RCVD,
     learn,
 )
-
-NEVER = float("inf")
+from .timing import NEVER, RoundTrip, keepalive_at
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
 
-# Retransmission towards the guest (RFC 6298; the bounds are Linux's TCP_TIMEOUT_INIT, TCP_RTO_MIN,
-# TCP_RTO_MAX, tcp_synack_retries and tcp_retries2)
-RTO_INITIAL = 1.0
-RTO_MIN = 0.2
-RTO_MAX = 120.0
+# How often in a row the guest may leave us without an answer: tcp_synack_retries, tcp_retries2 and
+# tcp_keepalive_probes of Linux
 SYN_ACK_RETRIES = 5
 RETRIES = 15
-BACKOFF_MAX = 16
+KEEPALIVE_PROBES = 9
 DUP_ACKS = 3  # RFC 5681, section 3.2
-
-# A guest that was silent for so long is asked whether it is still there (passt: KEEPALIVE_INTERVAL).
-# Rounded up to whole ticks, so that many idle connections share one wake-up.
-KEEPALIVE_IDLE = 30.0
-KEEPALIVE_TICK = 10.0
-KEEPALIVE_PROBES = 9  # tcp_keepalive_probes
 
 # Read from the host socket in one piece: both copies then find it in the processor's cache
 RECEIVE_CHUNK = 256 * 1024
@@ -72,9 +62,7 @@ RETRANSMIT_MAX = 64 * 1024 - 1024
 DUP_ACKS_SENT_MAX = 64
 
 # Socket errors that an ICMP message carries to the guest
-UNREACHABLE = frozenset(
-    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN}
-)
+UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN})
 
 
 class Connection:
@@ -87,7 +75,6 @@ class Connection:
 
     __slots__ = (
         "armed",
-        "backoff",
         "dup_acks",
         "error",
         "facts",
@@ -95,7 +82,6 @@ class Connection:
         "host_closing",
         "host_readable",
         "irs",
-        "unanswered",
         "kept",
         "mss_from_tap",
         "mss_to_tap",
@@ -103,18 +89,15 @@ class Connection:
         "recover",
         "retransmissions",
         "retransmit_at",
-        "rto",
-        "rttvar",
+        "round_trip",
         "seen_at",
         "seq_ack_from_tap",
         "seq_from_tap",
         "seq_to_tap",
         "short_sends",
-        "srtt",
         "stream_len",
         "tap",
-        "timed_at",
-        "timed_seq",
+        "unanswered",
         "wnd_edge_to_tap",
         "wnd_from_tap",
         "ws_from_tap",
@@ -163,11 +146,7 @@ class Connection:
         self.host_readable = False
         self.host_closing = False
 
-        self.srtt = self.rttvar = 0.0
-        self.rto = RTO_INITIAL
-        self.timed_seq = -1  # the round trip ends when this is acknowledged
-        self.timed_at = 0.0
-        self.backoff = 0
+        self.round_trip = RoundTrip()
         self.dup_acks = 0
         self.recover = -1  # loss recovery ends when this is acknowledged
         self.retransmit_at = NEVER
@@ -253,6 +232,8 @@ class Connection:
 
     def deadline(self) -> float:
         """When on_timer() has something to do, `NEVER` if nothing is awaited."""
+        if self.facts & CLOSED:
+            return NEVER
         return min(self.retransmit_at, self._keepalive_at())
 
     # The handshake: connect() first, SYN-ACK afterwards
@@ -284,7 +265,7 @@ class Connection:
         room = seq.diff(self.wnd_edge_to_tap, self.seq_from_tap)
         wscale = self.ws_to_tap if self.wscale_ok else -1
         self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, room, self.mss_from_tap, wscale)
-        self.retransmit_at = now + RTO_INITIAL * (1 << self.backoff)
+        self.retransmit_at = now + self.round_trip.timeout()
 
     def _handshake(self, run: Run, now: float) -> bool:
         """A run for a connection that is not established; True if it is now."""
@@ -306,7 +287,7 @@ class Connection:
             return False
         self._learn(ESTABLISHED)
         self.seq_ack_from_tap = run.ack
-        self.backoff = 0
+        self.round_trip.backoff = 0
         self.retransmit_at = NEVER
         return True
 
@@ -476,11 +457,9 @@ class Connection:
 
         self.wnd_from_tap = wnd
         self.seq_ack_from_tap = run.ack
-        self.backoff = 0
         self.dup_acks = run.frames - 1 if bare else 0
-        if self.timed_seq >= 0 and seq.diff(run.ack, self.timed_seq) >= 0:
-            self._sample(now - self.timed_at)
-        self.retransmit_at = now + self.rto if advance < in_flight else NEVER
+        self.round_trip.acknowledged(run.ack, now)
+        self.retransmit_at = now + self.round_trip.rto if advance < in_flight else NEVER
 
         data = min(advance, self.stream_len)
         if data:
@@ -496,16 +475,6 @@ class Connection:
             self._learn(TAP_FIN_ACKED)
             self._finish()
 
-    def _sample(self, rtt: float) -> None:
-        """A round trip was timed (RFC 6298, section 2)."""
-        self.timed_seq = -1
-        if self.srtt:
-            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
-            self.srtt += (rtt - self.srtt) / 8
-        else:
-            self.srtt, self.rttvar = rtt, rtt / 2
-        self.rto = min(max(self.srtt + 4 * self.rttvar, RTO_MIN), RTO_MAX)
-
     def _pump(self, now: float) -> None:
         """Move what the host socket has to the guest, as far as the guest's window goes."""
         if not self.facts & ESTABLISHED or self.facts & TAP_FIN_SENT:
@@ -515,7 +484,9 @@ class Connection:
             unsent = self.stream_len - in_flight
             left = self.wnd_from_tap - in_flight
             moved = 0
-            limit = min(left - unsent, RECEIVE_CHUNK, self.host.capacity - self.stream_len)
+            # No more than can be sent at once: the rest is better off in the kernel
+            limit = self._whole_segments(left, in_flight) - unsent
+            limit = min(limit, RECEIVE_CHUNK, self.host.capacity - self.stream_len)
             if self.host_readable and limit > 0:
                 moved = self._from_host(limit)
                 if self.facts & CLOSED:
@@ -531,7 +502,16 @@ class Connection:
             self._learn(TAP_FIN_SENT)
             self.seq_to_tap = seq.add(self.seq_to_tap, 1)
         if self.retransmit_at == NEVER and (self._in_flight() or self._held_up()):
-            self.retransmit_at = now + self.rto
+            self.retransmit_at = now + self.round_trip.rto
+
+    def _whole_segments(self, left: int, in_flight: int) -> int:
+        """What to send into a window of `left` bytes (RFC 9293, 3.8.6.2.1).
+
+        Whole segments only, unless less than one fits and nothing is under way.
+        """
+        if left < self.mss_to_tap:
+            return 0 if in_flight else max(left, 0)
+        return left - left % self.mss_to_tap
 
     def _held_up(self) -> bool:
         """Nothing is in flight, and there is, or may be, something that should be."""
@@ -559,13 +539,10 @@ class Connection:
         """Send what the window allows; the bytes that went out."""
         length = unsent
         if length > left:
-            # Whole segments only, unless nothing is under way (RFC 9293, 3.8.6.2.1)
-            length = left - left % self.mss_to_tap
+            length = self._whole_segments(left, in_flight)
             if not length:
-                if in_flight:
-                    return 0
-                length = left
-        flags = ACK | PSH if length == unsent else ACK
+                return 0
+        flags = ACK if length < unsent or self.host_readable else ACK | PSH
         field = self._window_field(self._room_left())
         sent = self.tap.data(
             self.seq_to_tap,
@@ -580,14 +557,14 @@ class Connection:
         if sent <= 0:
             return 0
         self.seq_to_tap = seq.add(self.seq_to_tap, sent)
-        if self.timed_seq < 0 and self.recover < 0:
-            self.timed_seq, self.timed_at = self.seq_to_tap, now
+        if self.recover < 0:
+            self.round_trip.sent(self.seq_to_tap, now)
         return sent
 
     def _retransmit(self) -> None:
         """Send the first unacknowledged frame once more."""
         self.retransmissions += 1
-        self.timed_seq = -1  # Karn's rule (RFC 6298, section 3)
+        self.round_trip.resent()
         field = self._window_field(self._room_left())
         length = min(self.stream_len, self._in_flight(), RETRANSMIT_MAX)
         length = min(length, max(self.wnd_from_tap, self.mss_to_tap))
@@ -614,7 +591,7 @@ class Connection:
             self.retransmit_at = NEVER
             return
         self.unanswered += 1
-        self.backoff = min(self.backoff + 1, BACKOFF_MAX)
+        self.round_trip.expired()
         if self.unanswered > (RETRIES if established else SYN_ACK_RETRIES):
             self._gone()
             return
@@ -631,7 +608,7 @@ class Connection:
                 return
             if not self._in_flight():
                 self._probe()
-        self.retransmit_at = now + min(self.rto * (1 << self.backoff), RTO_MAX)
+        self.retransmit_at = now + self.round_trip.timeout()
 
     def _probe(self) -> None:
         """Ask for an acknowledgement: a segment that the guest must answer and has seen."""
@@ -641,8 +618,7 @@ class Connection:
     def _keepalive_at(self) -> float:
         if not self.facts & ESTABLISHED or self.retransmit_at != NEVER:
             return NEVER
-        at = self.seen_at + KEEPALIVE_IDLE * (self.unanswered + 1)
-        return at + -at % KEEPALIVE_TICK
+        return keepalive_at(self.seen_at, self.unanswered)
 
     def _keepalive(self, now: float) -> None:
         """The guest was silent for long (RFC 9293, 3.8.4)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -51,9 +52,7 @@ def isolate() -> str:
 def run(*words: str, check: bool = True, timeout: float = 60, **kwargs) -> subprocess.CompletedProcess:
     """Run a command to its end, output as text."""
     kwargs.setdefault("stdin", subprocess.DEVNULL)
-    result = subprocess.run(
-        words, text=True, capture_output=True, timeout=timeout, check=False, **kwargs
-    )
+    result = subprocess.run(words, text=True, capture_output=True, timeout=timeout, check=False, **kwargs)
     if check and result.returncode:
         raise AssertionError(f"{' '.join(words)}: {result.returncode}\n{result.stdout}{result.stderr}")
     return result
@@ -149,7 +148,10 @@ class World:
     HOST4, REMOTE4, GATEWAY4 = "10.99.0.1", "10.99.0.2", "10.99.0.254"
     HOST6, REMOTE6, GATEWAY6 = "fd99::1", "fd99::2", "fd99::fe"
 
-    def __init__(self, tag: str = "") -> None:
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        tag = next(self._numbers)
         self._exit = contextlib.ExitStack()
         self.host = Namespace(f"host{tag}")
         self._exit.callback(self.host.delete)
@@ -236,3 +238,26 @@ def stop(process: subprocess.Popen) -> int:
 def have(program: str) -> bool:
     """True if a program is installed (some are in sbin only)."""
     return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is not None
+
+
+LINK = os.path.join(os.path.dirname(__file__), "..", "..", "examples", "link.py")
+
+
+class ImpairedWorld(World):
+    """A world whose link delays, loses and reorders: options of examples/link.py."""
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        super().__init__()
+
+    def link(self) -> None:
+        process = subprocess.Popen(
+            [
+                sys.executable, LINK, *self._options,
+                "--a", f"{self.host.path}:link0", "--b", f"{self.remote.path}:link1",
+            ],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._exit.callback(stop, process)
+        assert process.stdout.readline() == "ready\n"
+        self.addresses("link0", "link1")

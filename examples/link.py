@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""A link between two network namespaces, with delay, loss, reordering and a rate.
+
+    link.py --a NETNS:DEVICE --b NETNS:DEVICE [--delay MS] [--loss PERCENT] [--reorder PERCENT]
+            [--rate MBIT] [--mtu BYTES] [--queue FRAMES]
+
+Netem does this in the kernel where there is netem; this does it everywhere.  It makes a tap in each
+namespace and carries frames between the two, with one queue of release times for each direction.  NETNS is
+a path or a name in /run/netns.  Prints "ready" when both devices are up, and runs until it is ended.
+
+Offloads stay on, with the virtio header passed through, as long as a frame may be anything; with loss,
+reordering or a rate they are off, so that what is lost is a segment and not 64 KiB.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import heapq
+import os
+import random
+import select
+import struct
+import subprocess
+import time
+from collections import deque
+
+CLONE_NEWNET = 0x40000000
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
+OFFLOADS = 0x0F  # checksum, TSO4, TSO6, ECN
+FRAME_MAX = 66000
+REORDER_DELAY = 0.002  # how much later a reordered frame is, seconds
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def namespace_path(name: str) -> str:
+    return name if "/" in name else f"/run/netns/{name}"
+
+
+def enter(path: str) -> None:
+    """Move this process into a network namespace."""
+    fd = os.open(path, os.O_RDONLY)
+    if libc.setns(fd, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    os.close(fd)
+
+
+def open_tap(namespace: str, device: str, offload: bool, mtu: int) -> int:
+    enter(namespace_path(namespace))
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
+    if offload:
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", 10))
+        fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOADS)
+    link = ["ip", "link", "set", device]
+    subprocess.run([*link, "mtu", str(mtu), "txqueuelen", "20000", "up"], check=True)
+    return fd
+
+
+class Direction:
+    """Frames from one tap to the other, in the order of their release."""
+
+    def __init__(self, source: int, sink: int, args: argparse.Namespace, seed: int) -> None:
+        self.source, self.sink = source, sink
+        self.delay = args.delay / 1000
+        self.loss, self.reorder = args.loss / 100, args.reorder / 100
+        self.byte_time = 8 / (args.rate * 1e6) if args.rate else 0.0
+        self.limit = args.queue
+        self.random = random.Random(seed)
+        self.line_free = 0.0
+        self.queue: deque[tuple[float, bytes]] = deque()
+        self.late: list[tuple[float, int, bytes]] = []
+        self.count = self.dropped = 0
+
+    def take(self, now: float) -> None:
+        """Read what there is, and say when it is due."""
+        for _ in range(64):
+            try:
+                frame = os.read(self.source, FRAME_MAX)
+            except BlockingIOError:
+                return
+            if self.loss and self.random.random() < self.loss:
+                self.dropped += 1
+                continue
+            due = now + self.delay
+            if self.byte_time:
+                # A queue before the line, as a router has it
+                if len(self.queue) >= self.limit:
+                    self.dropped += 1
+                    continue
+                self.line_free = max(now, self.line_free) + len(frame) * self.byte_time
+                due = self.line_free + self.delay
+            if self.reorder and self.random.random() < self.reorder:
+                self.count += 1
+                heapq.heappush(self.late, (due + REORDER_DELAY, self.count, frame))
+            else:
+                self.queue.append((due, frame))
+
+    def give(self, now: float) -> float:
+        """Write what is due; when the next frame is."""
+        queue, sink = self.queue, self.sink
+        while queue and queue[0][0] <= now:
+            try:
+                os.write(sink, queue.popleft()[1])
+            except OSError:
+                self.dropped += 1
+        while self.late and self.late[0][0] <= now:
+            try:
+                os.write(sink, heapq.heappop(self.late)[2])
+            except OSError:
+                self.dropped += 1
+        first = queue[0][0] if queue else float("inf")
+        return min(first, self.late[0][0]) if self.late else first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for end in ("--a", "--b"):
+        parser.add_argument(end, required=True, metavar="NETNS:DEVICE")
+    parser.add_argument("--delay", type=float, default=0, help="each way, milliseconds")
+    parser.add_argument("--loss", type=float, default=0, help="percent")
+    parser.add_argument("--reorder", type=float, default=0, help="percent")
+    parser.add_argument("--rate", type=float, default=0, help="Mbit/s, 0: none")
+    parser.add_argument("--queue", type=int, default=1000, help="frames before a line with a rate")
+    parser.add_argument("--mtu", type=int, default=1500)
+    args = parser.parse_args()
+
+    offload = not (args.loss or args.reorder or args.rate)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    taps = []
+    for end in (args.a, args.b):
+        namespace, device = end.rsplit(":", 1)
+        taps.append(open_tap(namespace, device, offload, args.mtu))
+        if libc.setns(home, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+    a, b = taps
+    forth, back = Direction(a, b, args, 1), Direction(b, a, args, 2)
+    print("ready", flush=True)
+
+    while True:
+        now = time.monotonic()
+        due = min(forth.give(now), back.give(now))
+        timeout = None if due == float("inf") else max(due - time.monotonic(), 0)
+        readable, _, _ = select.select(taps, (), (), timeout)
+        now = time.monotonic()
+        if a in readable:
+            forth.take(now)
+        if b in readable:
+            back.take(now)
+
+
+if __name__ == "__main__":
+    main()

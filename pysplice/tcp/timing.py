@@ -1,0 +1,72 @@
+"""How long to wait for the guest: round trips and the retransmission timeout (RFC 6298).
+
+Owns the estimate of one connection.  Imports seq.py; knows nothing of segments but their numbers.
+"""
+
+from . import seq
+
+NEVER = float("inf")
+
+# The bounds are Linux's TCP_TIMEOUT_INIT, TCP_RTO_MIN and TCP_RTO_MAX
+RTO_INITIAL = 1.0
+RTO_MIN = 0.2
+RTO_MAX = 120.0
+BACKOFF_MAX = 16
+
+# A guest that was silent for so long is asked whether it is still there (passt: KEEPALIVE_INTERVAL).
+# Rounded up to whole ticks, so that many idle connections share one wake-up.
+KEEPALIVE_IDLE = 30.0
+KEEPALIVE_TICK = 10.0
+
+
+class RoundTrip:
+    """The estimate: `srtt` and `rttvar` in seconds, `backoff` the timeouts in a row.
+
+    One segment at a time is timed, and none that was sent twice (Karn's rule, section 3).
+    """
+
+    __slots__ = ("_sent_at", "_seq", "backoff", "rto", "rttvar", "srtt")
+
+    def __init__(self) -> None:
+        self.srtt = self.rttvar = 0.0
+        self.rto = RTO_INITIAL
+        self.backoff = 0
+        self._seq = -1
+        self._sent_at = 0.0
+
+    def sent(self, end: int, now: float) -> None:
+        """Data up to the sequence number `end` went out for the first time."""
+        if self._seq < 0:
+            self._seq, self._sent_at = end, now
+
+    def resent(self) -> None:
+        """Something was sent again: what is being timed can no longer be told apart."""
+        self._seq = -1
+
+    def acknowledged(self, ack: int, now: float) -> None:
+        """Everything up to `ack` arrived."""
+        self.backoff = 0
+        if self._seq < 0 or seq.diff(ack, self._seq) < 0:
+            return
+        self._seq = -1
+        rtt = now - self._sent_at
+        if self.srtt:
+            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
+            self.srtt += (rtt - self.srtt) / 8
+        else:
+            self.srtt, self.rttvar = rtt, rtt / 2
+        self.rto = min(max(self.srtt + 4 * self.rttvar, RTO_MIN), RTO_MAX)
+
+    def expired(self) -> None:
+        """Nothing arrived in time: wait twice as long (section 5.5)."""
+        self.backoff = min(self.backoff + 1, BACKOFF_MAX)
+
+    def timeout(self) -> float:
+        """Seconds to wait from now on."""
+        return min(self.rto * (1 << self.backoff), RTO_MAX)
+
+
+def keepalive_at(seen_at: float, unanswered: int) -> float:
+    """When to ask a guest that was last heard at `seen_at`, `unanswered` questions later."""
+    at = seen_at + KEEPALIVE_IDLE * (unanswered + 1)
+    return at + -at % KEEPALIVE_TICK

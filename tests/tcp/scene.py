@@ -1,0 +1,92 @@
+"""A small language for tests of one connection: a guest, a host socket, and what passes between.
+
+scene = Scene()                 the guest's SYN has arrived, connect() is under way
+scene.connected()               connect() succeeds: takes and returns the SYN-ACK
+scene.established()             ... and the guest acknowledges it
+scene.guest(b"data", flags=)    the guest sends a segment in order; what it gets in return
+scene.remote(b"data")           the remote host sends; what the guest gets
+scene.ack(n)                    the guest acknowledges n bytes more
+"""
+
+from pysplice.tcp import seq, window
+from pysplice.tcp.connection import Connection
+from pysplice.tcp.doors import ACK, SYN, WRITABLE
+from pysplice.tcp.events import ESTABLISHED
+
+from ..doors.fakes import FakeHost, FakeRun, FakeTap, Segment
+
+IRS = 0xFFFFF000  # so that the guest's numbers wrap early
+ISN = 0xFFFFFF00
+
+
+class Scene:
+    def __init__(
+        self,
+        mss: int = 1460,
+        guest_mss: int = 1460,
+        wscale: int = 7,
+        window_: int = 64240,
+        space: int = 4 << 20,
+        budget: int = 0,
+        irs: int = IRS,
+        isn: int = ISN,
+        **host,
+    ) -> None:
+        self.now = 1000.0
+        self.tap = FakeTap()
+        self.host = FakeHost(**host)
+        self.queue = window.TapQueue(budget)
+        self.next = seq.add(irs, 1)  # what the guest sends next
+        self.acked = seq.add(isn, 1)  # what the guest has acknowledged
+        self.isn = isn
+        self.syn = FakeRun(irs, 0, window_, SYN, mss=guest_mss, wscale=wscale)
+        self.connection = Connection(
+            self.tap, self.host, self.syn, isn=isn, mss=mss, space=space, queue=self.queue, now=self.now
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> int:
+        return self.connection.facts
+
+    def advance(self, seconds: float) -> list[Segment]:
+        """Let time pass, firing timers as they are due."""
+        until = self.now + seconds
+        while self.connection.deadline() <= until:
+            self.now = max(self.now, self.connection.deadline())
+            self.connection.on_timer(self.now)
+        self.now = until
+        return self.tap.take()
+
+    def connected(self) -> Segment:
+        self.connection.on_host(WRITABLE, self.now)
+        (syn_ack,) = self.tap.take()
+        return syn_ack
+
+    def established(self) -> "Scene":
+        self.connected()
+        self.guest(b"", window=512)
+        assert self.facts & ESTABLISHED
+        return self
+
+    def guest(self, payload: bytes = b"", flags: int = ACK, at: int = 0, **fields) -> list[Segment]:
+        """A segment, `at` bytes off what is due; a segment in order moves that on."""
+        fields.setdefault("ack", self.acked)
+        fields.setdefault("window", 512)
+        run = FakeRun(seq.add(self.next, at), flags=flags, payload=payload, **fields)
+        if at == 0:
+            self.next = seq.add(self.next, len(payload) + (flags & 1))
+        self.connection.on_tap(self.host.offer(run), self.now)
+        return self.tap.take()
+
+    def ack(self, n: int, **fields) -> list[Segment]:
+        self.acked = seq.add(self.acked, n)
+        return self.guest(**fields)
+
+    def remote(self, data: bytes = b"", eof: bool = False, **fields) -> list[Segment]:
+        self.host.inbox += data
+        self.host.eof = self.host.eof or eof
+        return self.ready()
+
+    def ready(self, more: int = 0) -> list[Segment]:
+        self.connection.on_host(self.host.ready() | more, self.now)
+        return self.tap.take()

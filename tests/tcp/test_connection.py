@@ -1,0 +1,485 @@
+"""One connection, step by step, without a kernel."""
+
+import errno
+
+import pytest
+
+from pysplice.tcp import seq
+from pysplice.tcp.connection import DUP_ACKS, RETRIES, SYN_ACK_RETRIES
+from pysplice.tcp.doors import ACK, ERROR, FIN, HANGUP, PSH, RST, SYN, WRITABLE
+from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
+from pysplice.tcp.timing import NEVER
+
+from .scene import ISN, Scene
+
+# Handshake
+
+
+def test_syn_ack_only_when_the_host_connection_stands():
+    scene = Scene()
+    assert scene.tap.take() == []
+    syn_ack = scene.connected()
+    assert syn_ack.flags == SYN | ACK
+    assert syn_ack.seq == ISN
+    assert syn_ack.ack == scene.next
+    assert syn_ack.mss == 1460
+    assert syn_ack.wscale == 7  # 4 MiB
+    assert syn_ack.window == 65535
+
+
+def test_a_guest_that_does_not_scale_is_not_scaled_to():
+    scene = Scene(wscale=-1)
+    assert scene.connected().wscale == -1
+    scene.guest(window=65535)
+    (ack,) = scene.guest(b"x" * 100)
+    assert ack.window == 65535
+    assert scene.connection.wnd_from_tap == 512
+
+
+@pytest.mark.parametrize(
+    ("error", "icmp", "reset"),
+    (
+        (errno.ECONNREFUSED, False, True),
+        (errno.EHOSTUNREACH, True, False),
+        (errno.ENETUNREACH, True, False),
+        (errno.EACCES, True, False),
+        (errno.ETIMEDOUT, False, False),
+    ),
+)
+def test_connect_fails(error, icmp, reset):
+    scene = Scene(connect_error=error)
+    sent = scene.ready(ERROR | HANGUP)
+    assert scene.facts & CLOSED
+    assert scene.host.closed == "closed"
+    assert scene.tap.errors == ([error] if icmp else [])
+    assert [s.flags for s in sent] == ([RST | ACK] if reset else [])
+
+
+def test_repeated_syn():
+    scene = Scene()
+    scene.connection.on_tap(scene.syn, scene.now)
+    assert scene.tap.take() == []
+    first = scene.connected()
+    scene.connection.on_tap(scene.syn, scene.now)
+    assert scene.tap.take() == [first]
+
+
+def test_another_syn_on_the_same_ports_ends_the_attempt():
+    scene = Scene()
+    scene.syn.seq += 12345
+    scene.connection.on_tap(scene.syn, scene.now)
+    assert scene.facts & CLOSED
+    assert scene.host.closed == "aborted"
+
+
+def test_syn_ack_is_repeated_and_given_up():
+    scene = Scene()
+    first = scene.connected()
+    sent = scene.advance(200)
+    assert sent[:-1] == [first] * SYN_ACK_RETRIES
+    assert sent[-1].flags & RST
+    assert scene.facts & CLOSED
+    assert scene.host.closed == "aborted"
+
+
+def test_wrong_ack_of_the_handshake_is_reset():
+    scene = Scene()
+    scene.connected()
+    (reset,) = scene.guest(ack=seq.add(ISN, 77))
+    assert (reset.flags, reset.seq) == (RST, seq.add(ISN, 77))
+    assert not scene.facts & ESTABLISHED
+
+
+def test_reset_during_the_handshake():
+    scene = Scene()
+    scene.connected()
+    scene.guest(flags=RST, at=5)
+    assert not scene.facts & CLOSED
+    scene.guest(flags=RST)
+    assert scene.host.closed == "aborted"
+
+
+# From the guest
+
+
+def test_data_is_acknowledged_with_a_window():
+    scene = Scene().established()
+    (ack,) = scene.guest(b"hello")
+    assert scene.host.outbox == b"hello"
+    assert (ack.flags, ack.ack, ack.payload) == (ACK, scene.next, b"")
+    assert ack.window << 7 >= 80000
+
+
+def test_right_edge_counts_from_what_was_read():
+    """The room belongs after what was read, also while the remote host has acknowledged nothing."""
+    scene = Scene(sndbuf=1 << 20).established()
+    (ack,) = scene.guest(b"x" * 100_000)
+    edge = seq.diff(seq.add(ack.ack, ack.window << 7), scene.next)
+    assert edge >= 0.8 * ((1 << 20) - 100_000)
+
+
+def test_right_edge_never_moves_left():
+    scene = Scene(sndbuf=100_000, overhead=1.7).established()
+    edge = None
+    for size in (1, 1000, 20_000, 3, 14_000, 9_999, 1, 1):
+        (ack,) = scene.guest(b"x" * size)
+        right = seq.add(ack.ack, ack.window << 7)
+        assert edge is None or seq.diff(right, edge) >= 0
+        edge = right
+
+
+def test_duplicate_and_overlap():
+    scene = Scene().established()
+    scene.guest(b"abcdef")
+    (ack,) = scene.guest(b"abcdef", at=-6)
+    assert ack.ack == scene.next
+    scene.guest(b"efGH", at=-2)
+    assert scene.host.outbox == b"abcdefGH"
+
+
+def test_segment_that_came_too_early():
+    """Each is answered with a duplicate ACK, so that the guest's fast retransmit works."""
+    scene = Scene().established()
+    acks = scene.guest(b"later", at=1000, frames=4)
+    assert [a.ack for a in acks] == [scene.next] * 4
+    assert scene.host.outbox == b""
+
+
+def test_short_send_is_kept_and_flushed():
+    scene = Scene(sndbuf=50_000).established()
+    scene.host.sndbuf = 10_000  # as if the kernel came under memory pressure
+    (ack,) = scene.guest(b"a" * 30_000)
+    assert len(scene.host.outbox) == 10_000
+    assert len(scene.host.kept) == 20_000
+    # All of it is acknowledged: nothing that the guest was allowed to send is sent twice
+    assert ack.ack == scene.next
+    scene.guest(b"b" * 5_000)
+    assert scene.host.kept.endswith(b"b" * 5_000)
+    while scene.host.kept or scene.host.outbox:
+        scene.host.drain()
+        scene.ready()
+    assert scene.host.wire == b"a" * 30_000 + b"b" * 5_000
+
+
+def test_kept_bytes_are_bounded_by_the_window():
+    scene = Scene(sndbuf=50_000).established()
+    edge = scene.connection.wnd_edge_to_tap
+    scene.host.sndbuf = 0
+    for _ in range(10_000):
+        scene.guest(b"z" * 1000, at=seq.diff(scene.connection.seq_from_tap, scene.next))
+    assert len(scene.host.kept) <= seq.diff(edge, scene.next) + 65536
+
+
+def test_fin_waits_for_kept_bytes():
+    scene = Scene(sndbuf=50_000).established()
+    scene.host.sndbuf = 1000
+    scene.guest(b"a" * 3000, flags=ACK | FIN)
+    assert not scene.host.shut
+    for _ in range(3):
+        scene.host.drain()
+        scene.ready()
+    assert scene.host.shut
+    scene.host.drain()
+    assert scene.host.wire == b"a" * 3000
+
+
+def test_bytes_beyond_the_window_are_not_taken():
+    scene = Scene(sndbuf=20_000).established()
+    (ack,) = scene.guest(b"x" * 200_000)
+    left = seq.diff(ack.ack, scene.next) + 200_000
+    assert left < 66_000
+    assert len(scene.host.outbox) + len(scene.host.kept) == left
+
+
+def test_window_update_when_the_socket_drains():
+    scene = Scene(sndbuf=40_000).established()
+    scene.guest(b"x" * 39_900)
+    assert scene.host.armed
+    assert scene.ready() == []
+    scene.host.drain()
+    (update,) = scene.ready()
+    assert update.window << 7 >= 30_000
+
+
+def test_window_probe_is_answered():
+    scene = Scene(sndbuf=20_000).established()
+    scene.guest(b"x" * 20_000)
+    (answer,) = scene.guest(at=-1)
+    assert answer.ack == scene.connection.seq_from_tap
+
+
+def test_host_socket_breaks_under_an_upload():
+    scene = Scene().established()
+    scene.host.failure = errno.EPIPE
+    (reset,) = scene.guest(b"x")
+    assert reset.flags == RST | ACK
+    assert reset.seq == scene.acked
+    assert scene.host.closed == "closed"
+
+
+# To the guest
+
+
+def test_download():
+    scene = Scene(isn=0xFFFFFFF0).established()
+    (data,) = scene.remote(b"hello")
+    assert (data.payload, data.flags) == (b"hello", ACK | PSH)
+    assert data.seq == scene.acked
+    assert len(scene.host.stream) == 5  # held until acknowledged
+    scene.ack(5)
+    assert len(scene.host.stream) == 0
+
+
+def test_bytes_stay_in_the_kernel_until_the_window_opens():
+    scene = Scene().established()
+    scene.guest(window=10)  # 1280 bytes
+    (data,) = scene.remote(b"d" * 5000)
+    assert len(data.payload) == 1280
+    assert len(scene.host.inbox) == 3720
+    (more,) = scene.ack(1280, window=512)
+    assert len(more.payload) == 3720
+
+
+def test_only_whole_segments_into_a_narrow_window():
+    scene = Scene(mss=1000, guest_mss=1000).established()
+    scene.guest(window=20)  # 2560
+    (data,) = scene.remote(b"d" * 10_000)
+    assert len(data.payload) == 2000
+
+
+def test_guest_mss_bounds_segments():
+    scene = Scene(guest_mss=536).established()
+    (data,) = scene.remote(b"d" * 3000)
+    assert data.mss == 536
+
+
+def test_remote_half_closes():
+    scene = Scene().established()
+    data, fin = scene.remote(b"bye", eof=True)
+    assert (data.payload, fin.flags) == (b"bye", FIN | ACK)
+    assert fin.seq == seq.add(data.seq, 3)
+    scene.ack(4)
+    assert not scene.facts & CLOSED
+    (ack,) = scene.guest(b"answer")
+    assert scene.host.outbox == b"answer"
+    assert ack.window
+    (last,) = scene.guest(flags=FIN | ACK)
+    assert last.ack == scene.next
+    assert scene.host.shut
+    assert scene.host.closed == "closed"
+    assert scene.connection.deadline() == NEVER or scene.facts & CLOSED
+
+
+def test_guest_half_closes():
+    scene = Scene().established()
+    (ack,) = scene.guest(b"question", flags=FIN | ACK)
+    assert ack.ack == scene.next
+    assert scene.host.shut
+    (data, fin) = scene.remote(b"answer", eof=True)
+    assert data.payload == b"answer"
+    scene.ack(7)
+    assert scene.host.closed == "closed"
+
+
+def test_simultaneous_close():
+    scene = Scene().established()
+    (fin,) = scene.remote(eof=True)
+    assert fin.flags == FIN | ACK
+    (ack,) = scene.guest(flags=FIN | ACK)  # which does not acknowledge ours yet
+    assert not scene.facts & CLOSED
+    scene.ack(1)
+    assert scene.host.closed == "closed"
+
+
+def test_repeated_fin_is_acknowledged():
+    scene = Scene().established()
+    scene.guest(flags=FIN | ACK)
+    (ack,) = scene.guest(flags=FIN | ACK, at=-1)
+    assert ack.ack == scene.next
+
+
+@pytest.mark.parametrize("waiting", (False, True))
+def test_remote_resets(waiting):
+    scene = Scene().established()
+    if waiting:
+        scene.guest(window=0)
+        scene.host.inbox += b"never delivered"
+    scene.host.failure = errno.ECONNRESET
+    scene.host.connect_error = errno.ECONNRESET  # SO_ERROR
+    (reset,) = scene.ready(ERROR | HANGUP)
+    assert reset.flags == RST | ACK
+    assert reset.seq == scene.acked
+    assert scene.connection.error == errno.ECONNRESET
+
+
+def test_guest_resets():
+    scene = Scene().established()
+    scene.remote(b"unread")
+    assert scene.guest(flags=RST) == []
+    assert scene.host.closed == "aborted"
+
+
+def test_reset_off_the_mark_is_challenged():
+    """RFC 5961, section 3.2."""
+    scene = Scene().established()
+    (challenge,) = scene.guest(flags=RST, at=100)
+    assert challenge.flags == ACK
+    assert scene.guest(flags=RST, at=10_000_000) == []
+    assert not scene.facts & CLOSED
+
+
+def test_syn_in_the_middle_is_challenged():
+    scene = Scene().established()
+    (challenge,) = scene.guest(flags=SYN, at=5000)
+    assert (challenge.flags, challenge.ack) == (ACK, scene.next)
+    assert not scene.facts & CLOSED
+
+
+def test_ack_of_what_was_never_sent():
+    scene = Scene().established()
+    (answer,) = scene.guest(ack=seq.add(scene.acked, 1000))
+    assert answer.flags == ACK
+    assert scene.connection.seq_ack_from_tap == scene.acked
+
+
+# Loss on the way to the guest
+
+
+def test_retransmission_backs_off():
+    scene = Scene().established()
+    (data,) = scene.remote(b"lost")
+    begun, times = scene.now, []
+    for _ in range(4):
+        scene.now = scene.connection.deadline()
+        scene.connection.on_timer(scene.now)
+        (again,) = scene.tap.take()
+        assert (again.seq, again.payload) == (data.seq, b"lost")
+        times.append(scene.now - begun)
+    assert times == pytest.approx([1, 3, 7, 15])
+    scene.ack(4)
+    assert scene.connection.retransmit_at == NEVER
+
+
+def test_round_trips_set_the_timer():
+    """RFC 6298, section 2: after a first sample of R the timeout is 3 R, at least 0.2 s here."""
+    scene = Scene().established()
+    scene.remote(b"one")
+    scene.now += 0.1
+    scene.ack(3)
+    assert scene.connection.round_trip.rto == pytest.approx(0.3)
+    scene.remote(b"two")
+    scene.now += 0.0001
+    scene.ack(3)
+    assert scene.connection.round_trip.rto >= 0.2
+
+
+def test_fast_retransmit_and_recovery():
+    scene = Scene(mss=1000, guest_mss=1000).established()
+    scene.remote(b"a" * 3000)
+    scene.remote(b"b" * 3000)
+    for _ in range(DUP_ACKS - 1):
+        assert scene.guest() == []
+    (again,) = scene.guest()
+    assert again.seq == scene.acked
+    assert scene.guest() == []  # once only
+    # A partial acknowledgement shows the next hole
+    (next_hole,) = scene.ack(3000)
+    assert next_hole.seq == scene.acked
+    scene.ack(3000)
+    assert scene.connection.recover < 0
+
+
+def test_duplicate_acks_that_came_as_one_run():
+    scene = Scene().established()
+    scene.remote(b"a" * 3000)
+    assert len(scene.guest(frames=DUP_ACKS)) == 1
+
+
+def test_window_updates_are_no_duplicates():
+    scene = Scene().established()
+    scene.remote(b"a" * 3000)
+    for window in (400, 401, 402, 403):
+        assert scene.guest(window=window) == []
+
+
+def test_guest_that_never_answers_is_given_up():
+    scene = Scene().established()
+    scene.remote(b"x")
+    sent = scene.advance(3600)
+    assert len(sent) == RETRIES + 1
+    assert sent[-1].flags & RST
+    assert scene.host.closed == "aborted"
+    assert scene.connection.error == errno.ETIMEDOUT
+
+
+def test_closed_window_is_probed_for_ever():
+    scene = Scene().established()
+    scene.guest(window=0)
+    scene.remote(b"x" * 100)
+    for _ in range(40):
+        scene.now = scene.connection.deadline()
+        scene.connection.on_timer(scene.now)
+        (probe,) = scene.tap.take()
+        assert (probe.seq, probe.payload) == (seq.add(scene.acked, -1), b"")
+        scene.guest(window=0)
+    (data,) = scene.guest(window=512)
+    assert data.payload == b"x" * 100
+
+
+def test_tap_that_refuses_is_tried_again():
+    scene = Scene().established()
+    scene.tap.down = True
+    scene.remote(b"x" * 100)
+    scene.advance(0.5)
+    scene.tap.down = False
+    sent = scene.advance(30)
+    assert b"x" * 100 in [s.payload for s in sent]
+
+
+def test_fin_is_retransmitted():
+    scene = Scene().established()
+    (fin,) = scene.remote(eof=True)
+    assert scene.facts & TAP_FIN_SENT
+    assert scene.advance(1.5) == [fin]
+
+
+# Time
+
+
+def test_idle_guest_is_probed_and_given_up():
+    scene = Scene().established()
+    (probe,) = scene.advance(45)
+    assert (probe.seq, probe.flags) == (seq.add(scene.acked, -1), ACK)
+    scene.guest()
+    assert scene.advance(25) == []
+    sent = scene.advance(600)
+    assert sent[-1].flags & RST
+    assert scene.connection.error == errno.ETIMEDOUT
+
+
+def test_idle_connections_share_their_wake_ups():
+    deadlines = set()
+    for offset in range(10):
+        scene = Scene()
+        scene.now += offset * 0.7
+        scene.established()
+        deadlines.add(scene.connection.deadline())
+    assert len(deadlines) <= 2
+
+
+def test_a_call_too_early_does_nothing():
+    scene = Scene().established()
+    scene.connection.on_timer(scene.now)
+    assert scene.tap.take() == []
+
+
+def test_connecting_has_no_timer_of_ours():
+    assert Scene().connection.deadline() == NEVER
+
+
+def test_small_queue_bounds_the_window():
+    scene = Scene(sndbuf=4 << 20, budget=50_000).established()
+    scene.guest(b"x" * 65_000)
+    (ack,) = scene.guest(b"x")
+    assert ack.window << 7 <= 50_000 + 128
+    assert scene.ready(WRITABLE) == []
