@@ -1,6 +1,10 @@
 """Every test runs in namespaces of the test process's own."""
 
+import os
+
 import pytest
+
+import pysplice
 
 from .support import namespaces
 
@@ -9,6 +13,8 @@ _reason = "not tried"
 
 def pytest_configure(config: pytest.Config) -> None:
     global _reason
+    expected = os.environ.get("PYSPLICE_EXPECT")
+    assert expected in (None, os.path.dirname(pysplice.__file__)), "another pysplice is installed"
     _reason = namespaces.isolate()
 
 

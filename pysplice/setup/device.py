@@ -29,6 +29,13 @@ VNET_HEADER_BYTES = 10
 IFREQ = "16sH22x"
 
 
+class _Tap(TunTapDevice):  # type: ignore[misc]
+    """Closed by us: its own finalizer closes once more what a failed TUNSETIFF has closed already."""
+
+    def __del__(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Device:
     """An open tap: `vnet` says whether frames carry a virtio header."""
@@ -43,12 +50,12 @@ def open_tap(name: str, offload: bool) -> Device:
     flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
     try:
         try:
-            tap = TunTapDevice(name, flags, DEVICE)
+            tap = _Tap(name, flags, DEVICE)
         except OSError as e:
             if e.errno != errno.EINVAL:
                 raise
             # A tap that was made with several queues wants to be attached as such
-            tap = TunTapDevice(name, flags | IFF_MULTI_QUEUE, DEVICE)
+            tap = _Tap(name, flags | IFF_MULTI_QUEUE, DEVICE)
     except FileNotFoundError:
         raise ConfigError(f"there is no {DEVICE}: load the tun module, or pass the device in") from None
     except OSError as e:

@@ -1,1 +1,96 @@
-"""The protocol room."""
+"""The protocol room: theory of operation.
+
+Names in double backquotes are names in this package; a test holds this text to them.
+
+Two peers, one connection
+-------------------------
+A guest's kernel speaks TCP on the tap; the host's kernel speaks TCP on a socket.  Both are complete, so a
+``Connection`` is no third TCP between them.  It translates segments into a stream and back, and keeps both
+ends honest about how much the other can take.  There are two peers, so names say which: "tap" is the
+guest, "sock" or "host" the host socket and the remote host behind it.
+
+``Connection`` is fed and never asks: ``on_tap`` with a run of segments, ``on_host`` with the readiness of the
+socket, ``on_timer`` once ``deadline`` has passed.  It acts through two doors, ``TapDoor`` and ``HostDoor``,
+whose answers are numbers (below 0: an errno) and whose calls never come back into it.  Payload is named by
+handles and never seen.  Nothing in this room knows a descriptor, a clock or a loop, so all of it can be
+tested with fakes, a thousand simulated seconds at a time.
+
+Facts instead of states
+-----------------------
+What is known about a connection is a set of facts that only grows: ``TAP_SYN_RCVD``, ``SOCK_CONNECTED``,
+``TAP_SYN_ACK_SENT``, ``ESTABLISHED``; then, for each direction by itself, ``TAP_FIN_RCVD`` and ``SOCK_FIN_SENT``,
+``SOCK_FIN_RCVD``, ``TAP_FIN_SENT`` and ``TAP_FIN_ACKED``; and ``CLOSED``.  ``REQUIRES`` and ``FORBIDS`` say what must
+and must not hold before a fact can be added, and ``learn`` refuses everything else with
+``IllegalTransition``.  RFC 9293's states are combinations of these: guest in FIN-WAIT-2 is ``TAP_FIN_RCVD``
+without ``SOCK_FIN_RCVD``, for instance.
+
+Opening
+-------
+The guest's SYN makes a socket and starts connect().  The guest gets its SYN-ACK (``syn_ack``) when, and only
+when, the connection stands on the host; a refusal becomes a RST, an unreachable network the ICMP error that
+says so (``unreachable``), and a SYN that nobody answered stays without answer.  So connect() in the guest
+ends as it would have ended on the host.  The SYN-ACK is repeated while ``SYN_ACK_RETRIES`` last.
+
+From the guest to the host
+--------------------------
+``seq_from_tap`` is the next byte expected from the guest.  Payload that is in order goes to the socket at
+once (``send``), straight from the batch of frames into the kernel, and is acknowledged as soon as the kernel
+has it.  What this means for a crash: bytes that the guest saw acknowledged are in the host's kernel, which
+goes on delivering them when this process dies; when the host dies, they are lost, as they are on any host
+whose application has written them.  The other choice, to acknowledge what the remote host has acknowledged
+(tcpi_bytes_acked), has no event that says when to.
+
+If the socket takes only a part, the rest is kept (``keep``) and ``flush`` passes it on when there is room.
+Kept bytes count as read and are acknowledged: nothing that the guest was allowed to send is sent twice, and
+since the right edge of the window stays where it is while something is ``kept``, their number is bounded by
+the window that was advertised.
+
+A segment that comes too early is dropped, and answered with a duplicate acknowledgement of its own, so that
+the guest's fast retransmit works.  Between a guest and its tap this happens only if the ring overflows.
+
+The window
+----------
+Before every acknowledgement the window is computed from the socket's memory (``SocketFacts``, ``room``): what
+the kernel may queue (SK_MEMINFO_SNDBUF), what it has queued (SK_MEMINFO_WMEM_QUEUED), both with the overhead
+of its buffers, and the payload in it (SIOCOUTQ).  ``scaled`` stands in where the overhead cannot be seen.
+Large enough, and the kernel grows the buffer by itself; too large, and sendmsg() is short.
+
+- The room counts from what was read, not from what is acknowledged: the right edge is ``seq_from_tap`` plus
+  the room, ``wnd_edge_to_tap``.  It never moves left, not even by the rounding of the window scale.
+- A closed window has to be opened again, and nothing but the socket can say when.  The kernel reports
+  writability (at most two thirds of the buffer used: ``writable``) only to somebody who has asked after it
+  was lost, so ``arm`` asks whenever the socket is not writable; the kernel takes the same question as the
+  sign that the buffer should grow.  It follows that the window may be closed only while the socket is not
+  writable: in any other state nothing would ever open it.
+- The remote host's window (tcpi_snd_wnd) does not bound what we advertise.  Nothing reports when it opens, so
+  a window closed by it would stay closed; and the send buffer, which the kernel keeps at about twice what is
+  under way, bounds the same thing and does report.
+- ``scale`` is what tcp_select_initial_window() would choose for the largest send buffer.
+- ``TapQueue`` bounds what one connection may have unread in the ring of the tap, where frames are plain and
+  the ring could overflow (``queue_budget``).  The ring empties as we read, so no timer is needed to resume.
+
+From the host to the guest
+--------------------------
+``receive`` takes bytes from the socket into a ring, but only as many as the guest's window lets us send at
+once: everything else stays in the kernel, whose own window then stops the remote host.  ``discard`` drops
+them when the guest has acknowledged them (``seq_ack_from_tap``); until then they are held for
+retransmission, ``stream_len`` of them.  ``seq_to_tap`` is the next byte to send, ``wnd_from_tap`` the window in
+bytes.  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
+
+The link to the guest loses nothing as a rule, so there is no congestion control, and recovery is plain:
+``DUP_ACKS`` duplicates or a timeout send the first frame once more, and partial acknowledgements the next,
+until ``recover`` is passed (RFC 6582 without the window arithmetic).  ``RoundTrip`` keeps the timeout
+(RFC 6298).  The same timer probes a guest whose window is closed, and one that the tap did not take a frame
+for.
+
+Closing
+-------
+A FIN is passed on in its direction once everything before it was: shutdown() for the guest's
+(``SOCK_FIN_SENT``), a FIN for the remote host's (``TAP_FIN_SENT``).  With both done and acknowledged
+(``FINISHED``) the connection is gone.  A reset is passed on at once: towards the remote host by ``abort``,
+towards the guest as a RST.  Of the guest's resets only one with exactly the right number counts; others,
+and a SYN in the middle, are challenged (RFC 5961).
+
+A guest that is silent is asked for a sign of life (``keepalive_at``), a remote host by its kernel.  Who does
+not answer (``RETRIES``, ``KEEPALIVE_PROBES``) is given up, with a reset to the other side.
+"""

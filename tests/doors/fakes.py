@@ -41,6 +41,11 @@ class Segment(NamedTuple):
     wscale: int = -1
 
 
+def on_the_wire(seq: int, ack: int, window: int) -> None:
+    """Numbers that do not fit their fields are a defect, not something to cut off."""
+    assert 0 <= seq < 1 << 32 and 0 <= ack < 1 << 32 and 0 <= window < 1 << 16
+
+
 class FakeTap:
     """A TapDoor that writes down what it is given; `down` makes it refuse."""
 
@@ -56,6 +61,7 @@ class FakeTap:
     def segment(self, seq, ack, window, flags):
         if self.down:
             return -errno.EIO
+        on_the_wire(seq, ack, window)
         self.sent.append(Segment(seq, ack, window, flags))
         return 0
 

@@ -1,0 +1,414 @@
+"""The ways to run a namespace: a command, a process, a path, a tap that is there, a descriptor."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import time
+
+import pytest
+
+from ..support.namespaces import PYSPLICE, stop
+
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUNSETIFF = 0x400454CA
+
+
+def command(world, *words, options=(), check=True, **kwargs):
+    """Run a command in new namespaces on the world's host."""
+    return world.host.run(*PYSPLICE, *options, "--", *words, check=check, **kwargs)
+
+
+# A command
+
+
+@pytest.mark.parametrize("status", (0, 1, 7, 255))
+def test_exit_status_is_the_commands(shared_world, status):
+    result = command(shared_world, "sh", "-c", f"exit {status}", check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV))
+def test_death_by_signal(shared_world, number):
+    result = command(shared_world, "sh", "-c", f"kill -{number} $$", check=False)
+    assert result.returncode == 128 + number
+
+
+def test_command_that_cannot_be_run(shared_world):
+    result = command(shared_world, "/no/such/program", check=False)
+    assert result.returncode == 1
+    assert result.stderr == "pysplice: cannot run /no/such/program: No such file or directory\n"
+
+
+def test_standard_streams_environment_and_directory(shared_world, tmp_path):
+    result = command(
+        shared_world, "sh", "-c", "cat; echo $MARK; pwd; echo err >&2",
+        input="in\n", stdin=None, env={**os.environ, "MARK": "mark"}, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.stdout == f"in\nmark\n{tmp_path}\n"
+    assert result.stderr == "err\n"
+
+
+def test_the_shell_is_the_default(shared_world):
+    result = shared_world.host.run(
+        *PYSPLICE, input="echo $0; ip link show tap0\n", stdin=None, env={**os.environ, "SHELL": "/bin/sh"}
+    )
+    assert result.stdout.startswith("-/bin/sh\n")
+    assert "tap0" in result.stdout
+
+
+def test_namespaces_of_the_command(shared_world):
+    script = "id -u; cat /proc/self/uid_map; ls /proc | grep -c '^[0-9]'; hostname; cat /proc/sys/net/ipv4/ping_*_range"
+    lines = command(shared_world, "sh", "-c", script).stdout.split("\n")
+    assert lines[0] == "0"
+    assert lines[1].split() == ["0", "0", "1"]
+    assert int(lines[2]) < 10  # a PID namespace, and its own /proc
+    assert lines[3].startswith("pasta-")
+    assert lines[4].split() == ["0", "0"]
+
+
+def test_background_children_die_with_the_command(shared_world):
+    begun = time.monotonic()
+    command(shared_world, "sh", "-c", "sleep 60 </dev/null >/dev/null 2>&1 &")
+    assert time.monotonic() - begun < 15
+
+
+def test_without_a_pid_namespace(shared_world):
+    result = command(shared_world, "sh", "-c", "echo $$", options=("--no-pidns",))
+    assert int(result.stdout) > 10
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGQUIT))
+def test_ended_by_a_signal(shared_world, number, tmp_path):
+    """We exit with 0 and leave the command running, as pasta does."""
+    mark = tmp_path / "mark"
+    process = shared_world.host.spawn(*PYSPLICE, "--", "sh", "-c", f"echo up; sleep 1; echo x > {mark}",
+                                      stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    for _ in range(100):
+        if mark.exists():
+            break
+        time.sleep(0.05)
+    assert mark.exists()
+    process.stdout.close()
+
+
+def test_a_terminal(shared_world):
+    """An interactive shell has job control on the terminal that we were started from."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "-c", *shared_world.host.enter(*PYSPLICE)],
+        stdin=child, stdout=child, stderr=child, env={**os.environ, "SHELL": "/bin/bash", "PS1": "$ "},
+    )  # fmt: skip
+    os.close(child)
+    os.write(parent, b"sleep 30\n")
+    time.sleep(1.5)
+    os.write(parent, b"\x03")  # interrupts sleep, and nothing else
+    time.sleep(0.2)
+    os.write(parent, b"echo a$((1 + 1))b; exit 5\n")
+    assert process.wait(10) == 5
+    output = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(parent, 4096):
+            output += part
+    assert b"a2b" in output
+    os.close(parent)
+
+
+# Configuration
+
+
+def ip(text, *words):
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_addresses_and_routes_are_the_hosts(shared_world):
+    world = shared_world
+    world.host.run("ip", "route", "add", "203.0.113.0/24", "via", world.REMOTE4, "metric", "77")
+    out = command(world, "sh", "-c", "ip addr; ip route; ip -6 route", options=("--config-net",)).stdout
+    assert ip(out, "inet 10.99.0.1/24", "tap0")
+    assert ip(out, "inet6 fd99::1/64")
+    assert ip(out, "default via 10.99.0.254 dev tap0")
+    assert ip(out, "203.0.113.0/24 via 10.99.0.2", "metric 77")
+    assert ip(out, "default via fd99::fe dev tap0")
+    assert ip(out, "tap0", "mtu 65520", "UP")
+    assert not ip(out, "tentative")
+    assert ip(out, "lo", "mtu 65536", "UP")
+
+
+def test_addresses_by_option(shared_world):
+    options = (
+        "--config-net", "-a", "10.1.2.3/20", "-g", "10.1.0.1", "-a", "fd77::5", "-g", "fe80::77", "-m", "1280",
+        "--ns-mac-addr", "02:01:02:03:04:05", "--tap", "eth7",
+    )  # fmt: skip
+    out = command(shared_world, "sh", "-c", "ip addr; ip route; ip -6 route", options=options).stdout
+    assert ip(out, "inet 10.1.2.3/20", "eth7")
+    assert ip(out, "default via 10.1.0.1 dev eth7")
+    assert not ip(out, "10.99")
+    assert ip(out, "inet6 fd77::5/64")
+    assert ip(out, "default via fe80::77 dev eth7")
+    assert ip(out, "eth7", "mtu 1280")
+    assert ip(out, "link/ether 02:01:02:03:04:05")
+
+
+def test_gateway_off_the_link(shared_world):
+    options = ("--config-net", "-a", "10.1.2.3/32", "-g", "10.9.9.9")
+    out = command(shared_world, "ip", "route", options=options).stdout
+    assert ip(out, "default via 10.9.9.9 dev tap0")
+
+
+@pytest.mark.parametrize(
+    ("option", "there", "absent"), (("-4", "inet ", "inet6"), ("-6", "inet6 fd99", "inet 10"))
+)
+def test_one_version_only(shared_world, option, there, absent):
+    out = command(shared_world, "ip", "addr", "show", "tap0", options=("--config-net", option)).stdout
+    assert there in out and absent not in out
+
+
+def test_a_host_without_network(world):
+    world.host.run("ip", "link", "set", "veth0", "down")
+    out = command(world, "sh", "-c", "ip addr; ip route; ip -6 route", options=("--config-net",)).stdout
+    assert ip(out, "inet 169.254.2.1/16", "tap0")
+    assert ip(out, "default via 169.254.2.2")
+    assert ip(out, "default via fe80::1")
+
+
+def test_the_guest_configures_itself(shared_world):
+    """Without --config-net: ARP for static addresses, router advertisements for SLAAC."""
+    world = shared_world
+    script = f"""
+        sysctl -qw net.ipv6.conf.tap0.accept_dad=0
+        ip link set tap0 up
+        ip addr add {world.HOST4}/24 dev tap0
+        ip route add default via {world.GATEWAY4}
+        for i in $(seq 50); do ip -6 addr show tap0 | grep -q 'inet6 fd99:' && break; sleep 0.1; done
+        ip -6 addr show tap0; ip -6 route
+        python3 -c 'import socket; socket.create_connection(("{world.REMOTE4}", 7), 5).send(b"4")'
+        python3 -c 'import socket; socket.create_connection(("{world.REMOTE6}", 7), 5).send(b"6")'
+    """
+    listeners = [world.remote.listen(address, 7) for address in (world.REMOTE4, world.REMOTE6)]
+    out = command(world, "sh", "-c", script)
+    assert ip(out.stdout, "inet6 fd99:", "/64")
+    assert ip(out.stdout, "default via fe80::", "proto ra")
+    for listener, mark in zip(listeners, (b"4", b"6"), strict=True):
+        accepted, _ = listener.accept()
+        assert accepted.recv(1) == mark
+        accepted.close()
+        listener.close()
+
+
+# Joining
+
+
+def joined(world, *options, **kwargs):
+    return world.host.spawn(*PYSPLICE, *options, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def wait_for(condition, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.02)
+
+
+def echo_through(world, connect):
+    with world.remote.listen(world.REMOTE4) as listener:
+        sock = connect(world.REMOTE4, listener.getsockname()[1])
+        accepted, _ = listener.accept()
+        with sock, accepted:
+            sock.sendall(b"ping")
+            assert accepted.recv(4) == b"ping"
+
+
+@pytest.fixture
+def target(isolated):
+    """A process in user and network namespaces of its own."""
+    process = subprocess.Popen(
+        ["unshare", "-Urn", "sh", "-c", "echo up; exec sleep 60"], stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"up\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_join_a_process(world, target, tmp_path):
+    process = joined(world, "-f", "--config-net", str(target.pid))
+    try:
+        enter = ["nsenter", "-t", str(target.pid), "-U", "-n", "--preserve-credentials"]
+        wait_for(
+            lambda: (
+                "LOWER_UP"
+                in subprocess.run(
+                    [*enter, "ip", "link"], capture_output=True, text=True, check=False
+                ).stdout
+            )
+        )
+        with world.remote.listen(world.REMOTE4) as listener:
+            address = (world.REMOTE4, listener.getsockname()[1])
+            code = f"import socket; socket.create_connection({address}).send(b'x')"
+            subprocess.run([*enter, "python3", "-c", code], check=True, timeout=10)
+            accepted, _ = listener.accept()
+            assert accepted.recv(1) == b"x"
+            accepted.close()
+        target.kill()
+        assert process.wait(10) == 0
+    finally:
+        stop(process)
+
+
+def test_join_a_path_until_it_goes_away(world):
+    process = world.pysplice("--config-net")
+    echo_through(world, world.guest.connect)
+    world.guest.delete()
+    assert process.wait(10) == 0
+
+
+def test_join_by_name_in_the_background(world, tmp_path):
+    """The parent exits 0 when all is ready, keeps no stream open, and leaves the process ID."""
+    pid_file = tmp_path / "pid"
+    result = world.host.run(
+        *PYSPLICE, "--config-net", "--netns", world.guest.name, "-P", str(pid_file), timeout=15
+    )
+    assert (result.returncode, result.stdout) == (0, "")
+    pid = int(pid_file.read_text())
+    assert pid_file.read_text() == f"{pid}\n"
+    assert os.getsid(pid) == pid
+    assert all(os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/null" for fd in range(3))
+    with open(f"/proc/{pid}/status") as file:
+        status = file.read()
+    assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
+    echo_through(world, world.guest.connect)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(
+        lambda: not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().split()[2]
+    )
+
+
+def test_stay_when_the_path_goes_away(world):
+    process = world.pysplice("--no-netns-quit", "--config-net")
+    world.guest.delete()
+    time.sleep(1)
+    assert process.poll() is None
+
+
+def test_attach_to_a_persistent_tap(world):
+    world.guest.run("ip", "tuntap", "add", "tap0", "mode", "tap")
+    world.guest.run("ip", "link", "set", "tap0", "address", "02:00:00:00:00:99")
+    process = world.pysplice("--config-net")
+    assert "02:00:00:00:00:99" in world.guest.run("ip", "link", "show", "tap0").stdout
+    echo_through(world, world.guest.connect)
+    stop(process)
+    assert "tap0" in world.guest.run("ip", "link").stdout
+    world.pysplice("--config-net", "--no-offload")
+    echo_through(world, world.guest.connect)
+
+
+def test_attach_to_a_tap_with_several_queues(world):
+    world.guest.run("ip", "tuntap", "add", "tap0", "mode", "tap", "multi_queue")
+    world.pysplice("--config-net")
+    echo_through(world, world.guest.connect)
+
+
+@pytest.mark.parametrize("vnet", (False, True))
+@pytest.mark.parametrize("options", ((), ("--no-offload",)))
+def test_a_tap_handed_over(world, vnet, options):
+    def make():
+        fd = os.open("/dev/net/tun", os.O_RDWR)
+        flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap9", flags))
+        return fd
+
+    fd = world.guest.call(make)
+    process = joined(world, "-f", "--fd", str(fd), *options, pass_fds=[fd])
+    os.close(fd)
+    try:
+        world.guest.run("ip", "link", "set", "tap9", "up")
+        world.guest.run("ip", "addr", "add", f"{world.HOST4}/24", "dev", "tap9")
+        echo_through(world, world.guest.connect)
+    finally:
+        assert stop(process) == 0
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        (
+            ("--netns", "nonesuch"),
+            "cannot open the namespace /run/netns/nonesuch: No such file or directory",
+        ),
+        (("--netns", "/etc/passwd"), "cannot join the network namespace: Invalid argument"),
+        (("4194303",), "cannot open the namespace /proc/4194303/ns/net: No such file or directory"),
+        (("-i", "nonesuch", "true"), "no interface 'nonesuch' on the host"),
+        (
+            ("--tap", "lo", "true"),
+            "cannot open the tap lo: there is another kind of interface of that name",
+        ),
+        (("-P", "/no/such/dir/pid", "true"), "cannot write /no/such/dir/pid: No such file or directory"),
+        (("--fd", "250"), "descriptor 250 is no tap: Bad file descriptor"),
+        (("-t", "80", "true"), "option -t is not supported"),
+    ),
+)
+def test_errors_are_one_line(shared_world, options, message):
+    result = shared_world.host.run(*PYSPLICE, *options, check=False, timeout=20)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"pysplice: {message}\n")
+
+
+def test_a_tap_that_is_in_use(world):
+    world.pysplice("--config-net")
+    result = world.host.run(*PYSPLICE, "-f", "--netns", world.guest.path, check=False, timeout=20)
+    assert result.returncode == 1
+    assert result.stderr == "pysplice: the tap tap0 is in use by another process\n"
+    echo_through(world, world.guest.connect)
+
+
+def test_a_leaked_descriptor_is_closed(shared_world):
+    parent, child = socket.socketpair()
+    process = shared_world.host.spawn(*PYSPLICE, "--", "sleep", "1", pass_fds=[child.fileno()])
+    child.close()
+    parent.settimeout(10)
+    begun = time.monotonic()
+    assert parent.recv(1) == b""
+    assert time.monotonic() - begun < 1.5
+    parent.close()
+    assert process.wait(10) == 0
+
+
+def test_idle_costs_nothing(served):
+    """A hundred connections that say nothing: no processor time at all."""
+    with served.remote.listen(served.REMOTE4) as listener:
+        port = listener.getsockname()[1]
+        pairs = []
+        for _ in range(100):
+            sock = served.guest.connect(served.REMOTE4, port)
+            pairs.append((sock, listener.accept()[0]))
+        time.sleep(2)  # the timers of the handshakes
+        before = usage(served.process.pid)
+        time.sleep(5)
+        switches, seconds = (b - a for a, b in zip(before, usage(served.process.pid), strict=True))
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+    assert switches <= 4
+    assert seconds <= 0.02
+
+
+def usage(pid):
+    """Times it was woken, and processor seconds."""
+    with open(f"/proc/{pid}/status") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    with open(f"/proc/{pid}/stat") as file:
+        parts = file.read().rsplit(")", 1)[1].split()
+    return int(fields["voluntary_ctxt_switches"]), (int(parts[11]) + int(parts[12])) / os.sysconf(
+        "SC_CLK_TCK"
+    )

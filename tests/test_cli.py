@@ -1,0 +1,137 @@
+"""The command line, in pasta's spelling."""
+
+import ipaddress
+import subprocess
+import sys
+
+import pytest
+
+from pysplice import cli
+from pysplice.config import ConfigError
+
+IP4, IP6 = ipaddress.IPv4Address, ipaddress.IPv6Address
+
+
+def test_defaults():
+    config = cli.parse([])
+    assert config.command == () and not config.attach
+    assert (config.ifname, config.offload, config.config_net) == ("tap0", True, False)
+
+
+def test_forms():
+    assert cli.parse(["123"]).pid == 123
+    assert cli.parse(["--", "ls", "-l"]).command == ("ls", "-l")
+    assert cli.parse(["ls", "--config-net"]).command == ("ls", "--config-net")
+    assert cli.parse(["12", "34"]).command == ("12", "34")
+    config = cli.parse(["--netns", "/run/x"])
+    assert config.netns == "/run/x" and config.netns_only
+    assert not cli.parse(["--netns", "x", "--userns", "/y"]).netns_only
+
+
+@pytest.mark.parametrize("words", (["--tap", "x"], ["-I", "x"], ["--ns-ifname=x"], ["-I", "y", "--tap=x"]))
+def test_name_of_the_tap(words):
+    assert cli.parse(words).ifname == "x"
+
+
+def test_abbreviations_and_joined_values():
+    config = cli.parse(["--config", "--mt=1400", "-m1300", "-46"[:2], "--addr", "10.1.2.3/20"])
+    assert (config.config_net, config.mtu, config.ipv6) == (True, 1300, False)
+    assert (config.address4, config.prefix4) == (IP4("10.1.2.3"), 20)
+
+
+def test_addresses():
+    config = cli.parse(["-a", "10.0.0.1", "-a", "fd00::1/48", "-g", "10.0.0.9", "-g", "fe80::9"])
+    assert (config.address4, config.prefix4, config.address6) == (IP4("10.0.0.1"), 8, IP6("fd00::1"))
+    assert (config.gateway4, config.gateway6) == (IP4("10.0.0.9"), IP6("fe80::9"))
+    assert cli.parse(["-a", "192.168.1.1"]).prefix4 == 24
+    assert cli.parse(["-a", "172.16.1.1", "-n", "255.255.255.128"]).prefix4 == 25
+
+
+def test_lists_keep_one_address_of_each_version():
+    config = cli.parse(["-o", "10.0.0.1", "-o", "10.0.0.2", "-o", "fd00::1"])
+    assert config.outbound == (IP4("10.0.0.2"), IP6("fd00::1"))
+    config = cli.parse(["--map-guest-addr", "10.0.0.1", "--map-guest-addr", "none"])
+    assert config.map_guest_addr == ()
+    assert not cli.parse(["--map-host-loopback", "none"]).map_gateway
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    (
+        (["--no-such"], "unrecognized option '--no-such'"),
+        (["-Z"], "invalid option -- 'Z'"),
+        (["--no-"], "not a unique prefix"),
+        (["-m"], "requires argument"),
+        (["--netns"], "requires argument"),
+        (["--netns", "x", "y"], "neither PID nor COMMAND"),
+        (["-4", "-6"], "exclude each other"),
+        (["--userns", "x", "ls"], "--userns"),
+        (["-m", "70000"], "invalid value for -m"),
+        (["-m", "20"], "too small"),
+        (["-m", "abc"], "invalid value"),
+        (["-a", "300.1.1.1"], "invalid address for -a"),
+        (["-a", "0.0.0.0"], "not a host's address"),
+        (["-a", "224.0.0.1"], "not a host's address"),
+        (["-a", "10.0.0.1/33"], "invalid value"),
+        (["-a", "10.0.0.1/24", "-n", "8"], "exclude each other"),
+        (["-n", "255.0.255.0"], "invalid netmask"),
+        (["-n", "0"], "invalid netmask"),
+        (["-M", "01:00:00:00:00:00"], "unicast"),
+        (["-M", "xyz"], "invalid MAC"),
+        (["-I", "a/b"], "invalid interface name"),
+        (["-I", "abcdefghijklmnop"], "invalid interface name"),
+        (["-F", "1"], "invalid value"),
+        (["-F", "5", "ls"], "--fd goes with"),
+        (["0"], "invalid value for PID"),
+        (["99999999999"], "invalid value for PID"),
+    ),
+)
+def test_errors(words, message):
+    with pytest.raises(ConfigError, match=None) as caught:
+        cli.parse(words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+REFUSED = (
+    "-t 80", "-u 53", "-T 80", "-U 53", "-D 1.1.1.1", "-S example.org", "-l x", "--log-size 9", "-p x",
+    "--trace", "--stats 1", "--runas 1", "-c x", "-H x", "--fqdn x", "--dhcp-dns", "--dhcp-search",
+    "--dns-forward 1.1.1.1", "--dns-host 1.1.1.1", "--freebind", "--chroot-fallback", "--host-lo-to-ns-lo",
+    "--no-copy-routes", "--no-copy-addrs", "--splice-only", "-s x", "-1", "--no-dhcp-dns", "--no-dhcp-search",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_does_not_work_is_refused_by_name(words):
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(words.split())
+    assert f"option {words.split()[0]} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", ("-t none", "-u none -T none -U none", "-D none -S none", "--no-udp", "--no-splice")
+)
+def test_what_is_off_anyway_may_be_switched_off(words):
+    cli.parse(words.split())
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "pysplice", *words], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_help_and_version():
+    result = run("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    for option in ("--tap", "--config-net", "--netns", "--no-offload", "--map-host-loopback"):
+        assert option in result.stdout
+    result = run("--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("pysplice ")
+
+
+def test_an_error_is_one_line_and_status_1():
+    result = run("--mtu", "5", "--", "true")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "pysplice: MTU 5 is too small, the least is 68\n"

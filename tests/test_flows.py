@@ -1,0 +1,110 @@
+"""The table of flows: limits, timers, and what addresses mean."""
+
+import socket
+
+from pysplice.flows import Flows, Outbound
+from pysplice.tcp.events import CLOSED, ESTABLISHED
+from pysplice.tcp.timing import NEVER
+
+
+class Stub:
+    """A connection that does nothing but wait."""
+
+    def __init__(self, at: float = NEVER) -> None:
+        self.facts = 0
+        self.at = at
+        self.fired: list[float] = []
+
+    def deadline(self) -> float:
+        return self.at
+
+    def on_timer(self, now: float) -> None:
+        self.fired.append(now)
+        self.at = NEVER
+
+
+def test_birth_and_death():
+    flows = Flows(10)
+    flow = flows.add(b"k", Stub())
+    flows.settle(flow)
+    assert flows.lookup(b"k") is flow and len(flows) == 1
+    flow.connection.facts = CLOSED
+    flows.settle(flow)
+    assert flows.lookup(b"k") is None and len(flows) == 0 and flows.half_open == 0
+
+
+def test_an_old_flow_does_not_bury_its_successor():
+    flows = Flows(10)
+    old = flows.add(b"k", Stub())
+    old.connection.facts = CLOSED
+    new = flows.add(b"k", Stub())
+    flows.settle(old)
+    assert flows.lookup(b"k") is new
+
+
+def test_limits():
+    flows = Flows(3, half_open_max=2)
+    first = flows.add(b"1", Stub())
+    flows.add(b"2", Stub())
+    assert not flows.has_room()  # half-open
+    first.connection.facts = ESTABLISHED
+    flows.settle(first)
+    assert flows.has_room()
+    flows.add(b"3", Stub())
+    assert not flows.has_room()
+    assert flows.refused == 2
+
+
+def test_timers_fire_in_order_and_once():
+    flows = Flows(10)
+    late, early = flows.add(b"1", Stub(5.0)), flows.add(b"2", Stub(3.0))
+    flows.settle(late)
+    flows.settle(early)
+    assert flows.next_deadline() == 3.0
+    flows.expire(4.0)
+    assert (early.connection.fired, late.connection.fired) == ([4.0], [])
+    flows.expire(9.0)
+    assert late.connection.fired == [9.0]
+    assert flows.next_deadline() == NEVER
+
+
+def test_a_deadline_that_moved_is_looked_at_again():
+    flows = Flows(10)
+    flow = flows.add(b"1", Stub(3.0))
+    flows.settle(flow)
+    flow.connection.at = 7.0
+    flows.settle(flow)
+    flows.expire(3.5)
+    assert flow.connection.fired == []
+    assert flows.next_deadline() == 7.0
+    flow.connection.at = 4.0  # and one that moved forward
+    flows.settle(flow)
+    assert flows.next_deadline() == 4.0
+
+
+def test_the_heap_does_not_grow_with_dead_flows():
+    flows = Flows(10)
+    for i in range(10_000):
+        flow = flows.add(b"%d" % i, Stub(1000.0 + i))
+        flows.settle(flow)
+        flow.connection.facts = CLOSED
+        flows.settle(flow)
+    assert len(flows._heap) < 200
+
+
+def key(destination: str, port: int = 80) -> bytes:
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    packed = socket.inet_pton(family, destination)
+    return bytes(len(packed)) + packed + b"\x9c\x40" + port.to_bytes(2, "big")
+
+
+def test_destinations():
+    gateway = {socket.inet_pton(socket.AF_INET, "10.0.2.2"): "127.0.0.1"}
+    outbound = Outbound(gateway, source4="192.0.2.1", interface6="eth1", scope=3)
+    target = outbound.target(key("10.0.2.2", 22))
+    assert (target.family, target.address, target.source) == (socket.AF_INET, ("127.0.0.1", 22), None)
+    target = outbound.target(key("198.51.100.1"))
+    assert (target.address, target.source) == (("198.51.100.1", 80), ("192.0.2.1", 0))
+    target = outbound.target(key("2001:db8::1"))
+    assert (target.address, target.source, target.interface) == (("2001:db8::1", 80, 0, 0), None, "eth1")
+    assert outbound.target(key("fe80::1")).address == ("fe80::1", 80, 0, 3)

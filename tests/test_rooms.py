@@ -1,0 +1,102 @@
+"""The structure of the house: who imports whom, who owns what, and that the theory names real things."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import pysplice
+from pysplice import tcp
+from pysplice.tcp import connection, doors, events, seq, timing, window
+
+PACKAGE = Path(pysplice.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Room -> rooms it may import; a room that is not here may import nothing of ours
+ALLOWED = {
+    "__main__": {"cli", "config", "setup", "proxy", "tap", "flows", "services", "observe", ""},
+    "cli": {"config", ""},
+    "setup": {"config"},
+    "proxy": {"tap", "host", "flows", "services", "tcp", "observe"},
+    "flows": {"tcp"},
+    "tap": {"_cext", "tcp"},
+    "host": {"_cext", "tcp"},
+}
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports, its own left out."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.relative_to(PACKAGE).parts[: depth - node.level]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(".".join((*base, name))).split(".")[0] for name in names}
+        else:
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any((m or "").startswith("pysplice") for m in modules), "imports are relative"
+    rooms = {room(p) for p in FILES} | {"_cext"}
+    return {name if name in rooms else "" for name in found} - {room(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    assert imported_rooms(path) <= ALLOWED.get(room(path), set())
+
+
+def test_four_floors_and_no_circle():
+    graph = {}
+    for path in FILES:
+        graph.setdefault(room(path), set()).update(imported_rooms(path) - {""})
+
+    def height(name, above=()):
+        assert name not in above, f"circle: {above}"
+        return 1 + max((height(below, (*above, name)) for below in graph.get(name, ())), default=0)
+
+    assert max(height(name) for name in graph) <= 5  # with _cext, which is no Python room
+
+
+def users(pattern: str) -> set[str]:
+    return {str(p.relative_to(PACKAGE)) for p in FILES if re.search(pattern, p.read_text(), re.MULTILINE)}
+
+
+def test_owners():
+    assert users(r"^import uvloop|^from uvloop") == {"proxy.py"}
+    assert users(r"_cext\.Tap\(") == {"tap.py"}
+    assert users(r"_table\[[^]]*\] = |del self\._table") == {"flows.py"}
+    assert users(r"self\.facts = ") == {"tcp/connection.py"}
+    assert len(re.findall(r"self\.facts = ", (PACKAGE / "tcp/connection.py").read_text())) == 2
+    assert users(r"import random|import time$|from time ") - {"proxy.py"} == set()
+    assert users(r"^import pyroute2|^from pyroute2") == {"setup/addresses.py"}
+
+
+def test_every_file_says_what_it_is():
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_rooms_are_small():
+    for path in [*FILES, *PACKAGE.parent.joinpath("cext").glob("*.c")]:
+        assert len(path.read_text().splitlines()) <= 660, f"{path} is to be split along the flow"
+
+
+def test_the_theory_names_what_there_is():
+    """Every name in double backquotes of the theory of operation exists."""
+    known = set()
+    for module in (connection, doors, events, seq, timing, window, connection.Connection, doors.HostDoor,
+                   doors.TapDoor, timing.RoundTrip, doors.SocketFacts, events):  # fmt: skip
+        known |= set(vars(module))
+        known |= set(getattr(module, "__annotations__", ()))
+    known |= set(connection.Connection.__slots__)
+    names = re.findall(r"``([A-Za-z_]\w*)(?:\(\))?``", tcp.__doc__)
+    assert len(names) > 30
+    missing = {name for name in names if name not in known}
+    assert not missing
