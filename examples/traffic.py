@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Traffic between two hosts, measured: the worker of compare_pasta.py.  Standard library only.
+
+    traffic.py server ADDRESS PORT
+    traffic.py client WORKLOAD ADDRESS PORT SECONDS
+
+The client prints one line of JSON.  Workloads: upload, download, streams8, bidirectional (bit/s), and rr1,
+rr64, crr1, crr64 (transactions per second: one byte each way on a connection that stays, or on a new
+connection each time, one or 64 at a time).
+"""
+
+import contextlib
+import json
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+
+BLOCK = bytes(1 << 18)
+TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
+TOTAL_RETRANS_OFFSET = 100  # tcpi_total_retrans in struct tcp_info
+STEP = 0.1
+
+
+def family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def prepare(sock: socket.socket) -> socket.socket:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, b"cubic")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+# The server
+
+
+def sink(sock: socket.socket) -> None:
+    buffer = bytearray(1 << 20)
+    total = 0
+    with sock, contextlib.suppress(OSError):
+        while n := sock.recv_into(buffer):
+            total += n
+        sock.sendall(struct.pack("!Q", total))
+
+
+def source(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError):
+        while True:
+            sock.sendall(BLOCK)
+
+
+def serve(address: str, port: int) -> None:
+    """The first byte of a connection says what it is for; echoes are served by one loop."""
+    listener = socket.socket(family(address))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    prepare(listener)
+    listener.bind((address, port))
+    listener.listen(1024)
+    listener.setblocking(False)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    socks: dict[int, socket.socket] = {}
+    print("ready", flush=True)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == listener.fileno():
+                with contextlib.suppress(OSError):
+                    sock, _ = listener.accept()
+                    prepare(sock)
+                    sock.setblocking(False)
+                    socks[sock.fileno()] = sock
+                    poll.register(sock, select.EPOLLIN)
+                continue
+            sock = socks[fd]
+            try:
+                data = sock.recv(1)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if data in (b"U", b"D"):
+                poll.unregister(fd)
+                del socks[fd]
+                sock.setblocking(True)
+                threading.Thread(target=sink if data == b"U" else source, args=(sock,), daemon=True).start()
+            elif data:
+                with contextlib.suppress(OSError):
+                    sock.send(data)
+            else:
+                poll.unregister(fd)
+                socks.pop(fd).close()
+
+
+# The client
+
+
+def connect(address: str, port: int) -> socket.socket:
+    sock = prepare(socket.socket(family(address)))
+    sock.settimeout(10)
+    sock.connect((address, port))
+    return sock
+
+
+def retransmissions(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return struct.unpack_from("I", info, TOTAL_RETRANS_OFFSET)[0]
+
+
+class Meter:
+    """Bytes by tenths of a second, counted from when the connections stand."""
+
+    def __init__(self, seconds: float) -> None:
+        self.begin = time.monotonic()
+        self.end = self.begin + seconds
+        self.slots = [0] * (int(seconds / STEP) + 100)
+
+    def count(self, n: int) -> bool:
+        """Add n bytes; False when time is up."""
+        now = time.monotonic()
+        if now >= self.end:
+            return False
+        self.slots[int((now - self.begin) / STEP)] += n
+        return True
+
+    def seconds(self) -> list[int]:
+        """Bits in each whole second."""
+        per = round(1 / STEP)
+        used = self.slots[: int((self.end - self.begin) / STEP)]
+        return [8 * sum(used[i : i + per]) for i in range(0, len(used) - per + 1, per)]
+
+
+def upload(address: str, port: int, meter: Meter, results: list) -> None:
+    sock = connect(address, port)
+    sock.sendall(b"U")
+    begun = time.monotonic()
+    while meter.count(sock.send(BLOCK)):
+        pass
+    sock.shutdown(socket.SHUT_WR)
+    total = struct.unpack("!Q", sock.recv(8, socket.MSG_WAITALL))[0]
+    # What is still on its way when time is up counts, and so does the time it takes
+    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock)))
+
+
+def download(address: str, port: int, meter: Meter, results: list) -> None:
+    sock = connect(address, port)
+    sock.sendall(b"D")
+    buffer = bytearray(1 << 20)
+    begun, total = time.monotonic(), 0
+    while n := sock.recv_into(buffer):
+        total += n
+        if not meter.count(n):
+            break
+    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock)))
+    sock.close()
+
+
+def bulk(workload: str, address: str, port: int, seconds: float) -> dict:
+    functions = {
+        "upload": [upload],
+        "download": [download],
+        "streams8": [upload] * 8,
+        "bidirectional": [upload, download],
+    }[workload]
+    results: list[tuple[float, int]] = []
+    meter = Meter(seconds)
+    threads = [threading.Thread(target=f, args=(address, port, meter, results)) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(results) != len(functions):
+        raise OSError("a connection failed")
+    return {
+        "value": sum(rate for rate, _ in results),
+        "retransmissions": sum(n for _, n in results),
+        "seconds": meter.seconds(),
+    }
+
+
+def request_response(address: str, port: int, seconds: float, count: int, stay: bool) -> dict:
+    """`count` clients in one loop; a transaction is one byte there and back, with or without a connect."""
+    poll = select.epoll()
+    socks: dict[int, socket.socket] = {}
+    sent: dict[int, float] = {}
+    latencies: list[float] = []
+
+    def start() -> None:
+        sock = prepare(socket.socket(family(address)))
+        sock.setblocking(False)
+        sent[sock.fileno()] = time.monotonic()
+        sock.connect_ex((address, port))
+        socks[sock.fileno()] = sock
+        poll.register(sock, select.EPOLLOUT)
+
+    for _ in range(count):
+        start()
+    begun = time.monotonic()
+    end, last = begun + seconds, begun
+    while (now := time.monotonic()) < end:
+        events = poll.poll(1)
+        if not events and now - last > 5:
+            raise OSError("no answer for five seconds")
+        for fd, event in events:
+            sock = socks[fd]
+            if event & select.EPOLLOUT:
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, "connect")
+                poll.modify(fd, select.EPOLLIN)
+                if stay:
+                    sent[fd] = time.monotonic()
+                sock.send(b"R")
+                continue
+            if not sock.recv(1):
+                raise OSError("closed")
+            last = time.monotonic()
+            latencies.append(last - sent[fd])
+            if stay:
+                sent[fd] = last
+                sock.send(b"R")
+            else:
+                poll.unregister(fd)
+                del socks[fd]
+                sock.close()
+                start()
+    latencies.sort()
+    return {
+        "value": len(latencies) / (time.monotonic() - begun),
+        "p50": latencies[len(latencies) // 2],
+        "p99": latencies[len(latencies) * 99 // 100],
+        "retransmissions": 0,
+    }
+
+
+def ring_drops() -> int:
+    """Frames that the devices of this namespace dropped on the way out."""
+    drops = 0
+    with open("/proc/net/dev") as file:
+        for line in file:
+            name, colon, fields = line.partition(":")
+            if colon and name.strip() != "lo":
+                drops += int(fields.split()[11])
+    return drops
+
+
+def client(workload: str, address: str, port: int, seconds: float) -> dict:
+    for name, value in (("tcp_rmem", "4096 131072 6291456"), ("tcp_max_tw_buckets", "500")):
+        with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+            file.write(value)
+    # A namespace may need a moment for its addresses
+    for attempt in range(50):
+        try:
+            connect(address, port).close()
+            break
+        except OSError:
+            if attempt == 49:
+                raise
+            time.sleep(0.1)
+    before = ring_drops()
+    if workload.startswith(("rr", "crr")):
+        kind = workload.rstrip("0123456789")
+        result = request_response(address, port, seconds, int(workload[len(kind) :]), kind == "rr")
+    else:
+        result = bulk(workload, address, port, seconds)
+    result["drops"] = ring_drops() - before
+    return result
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "server":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        print(json.dumps(client(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))))
