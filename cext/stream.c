@@ -20,9 +20,12 @@
  * away from that range. */
 #define FIRST_BYTE 256
 
+/* trim() leaves this much, so that small answers do not fault pages in and out */
+#define TRIM_KEEP ((size_t)64 << 10)
+
 #define CAPACITY_MAX ((size_t)1 << 30)
 
-int stream_pieces(const struct stream *stream, size_t offset, size_t len,
+int stream_pieces(struct stream *stream, size_t offset, size_t len,
 		  struct iovec iov[2])
 {
 	size_t start = stream->head + offset, first;
@@ -31,6 +34,8 @@ int stream_pieces(const struct stream *stream, size_t offset, size_t len,
 		start -= stream->capacity;
 	first = stream->capacity - start;
 	iov[0].iov_base = stream->memory + FIRST_BYTE + start;
+	if (start + len > stream->touched)
+		stream->touched = len <= first ? start + len : stream->capacity;
 	if (len <= first) {
 		iov[0].iov_len = len;
 		return 1;
@@ -180,10 +185,27 @@ static PyObject *stream_discard(PyObject *obj, PyObject *arg)
 	Py_RETURN_NONE;
 }
 
+static PyObject *stream_trim(PyObject *obj, PyObject *Py_UNUSED(ignored))
+{
+	struct stream *self = (struct stream *)obj;
+
+	if (self->len) {
+		PyErr_SetString(PyExc_ValueError, "the stream is not empty");
+		return NULL;
+	}
+	if (self->touched > TRIM_KEEP) {
+		madvise(self->memory, self->capacity + FIRST_BYTE,
+			MADV_DONTNEED);
+		self->touched = 0;
+	}
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef stream_methods[] = {
 	{"receive", stream_receive, METH_VARARGS, NULL},
 	{"send", stream_send, METH_O, NULL},
 	{"discard", stream_discard, METH_O, NULL},
+	{"trim", stream_trim, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

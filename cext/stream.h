@@ -18,13 +18,14 @@ struct stream {
 	size_t capacity;
 	size_t head;            /* offset of the first byte */
 	size_t len;             /* bytes held */
+	size_t touched;         /* memory in use since the last trim() */
 };
 
 extern PyType_Spec stream_spec;
 
 /* The LEN bytes at OFFSET from the head as one or two pieces; returns their
  * number.  The caller has checked offset + len <= stream->len. */
-int stream_pieces(const struct stream *stream, size_t offset, size_t len,
+int stream_pieces(struct stream *stream, size_t offset, size_t len,
 		  struct iovec iov[2]);
 
 /* Append LEN bytes; the caller has checked the room. */

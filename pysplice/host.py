@@ -23,7 +23,9 @@ from .tcp import doors
 # A connection's share of memory for bytes that its guest has not acknowledged.  What the tap's ring
 # and the guest's wake-up take is well below a millisecond, so this does not bound the rate.
 STREAM_BYTES = 1024 * 1024
-POOL_STREAMS = 32  # kept for the next connection once they are empty
+# Kept for the next connection once they are empty; beyond the first few without their pages
+POOL_STREAMS = 1024
+POOL_WARM = 32
 
 # Windows are rounded up to what their scale can say, once for each acknowledgement
 KEEP_SLACK = 64 * 1024
@@ -181,7 +183,10 @@ class HostSockets:
         return self._pool.pop() if self._pool else _cext.Stream(STREAM_BYTES)
 
     def give_back(self, stream: _cext.Stream) -> None:
-        if len(self._pool) < POOL_STREAMS:
+        pooled = len(self._pool)
+        if pooled < POOL_STREAMS:
+            if pooled >= POOL_WARM:
+                stream.trim()
             self._pool.append(stream)
 
     def close(self) -> None:

@@ -130,6 +130,7 @@ class Proxy:
         settle = self.flows.settle
         if not self.tap.vnet:
             self._share_ring(runs)
+        heard = []
         for run in runs:
             flow = lookup(run.key)
             if flow is None:
@@ -144,10 +145,15 @@ class Proxy:
                     flow = self._birth(run, now)
                     if flow is None:
                         continue
+                elif flow.connection.ack_due:
+                    heard.append(flow.connection)
             settle(flow)
         for frame in frames:
             self._serve(frame)
-        self._set_timer()
+        # An answer that is there by now carries the acknowledgement
+        self._on_hosts()
+        for connection in heard:
+            connection.acknowledge()
 
     def _on_hosts(self) -> None:
         now = time.monotonic()

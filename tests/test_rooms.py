@@ -8,7 +8,7 @@ import pytest
 
 import pysplice
 from pysplice import tcp
-from pysplice.tcp import connection, doors, events, seq, timing, window
+from pysplice.tcp import connection, doors, events, seq, timing, transfer, window
 
 PACKAGE = Path(pysplice.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -72,8 +72,8 @@ def test_owners():
     assert users(r"^import uvloop|^from uvloop") == {"proxy.py"}
     assert users(r"_cext\.Tap\(") == {"tap.py"}
     assert users(r"_table\[[^]]*\] = |del self\._table") == {"flows.py"}
-    assert users(r"self\.facts = ") == {"tcp/connection.py"}
-    assert len(re.findall(r"self\.facts = ", (PACKAGE / "tcp/connection.py").read_text())) == 2
+    assert users(r"self\.facts = ") == {"tcp/transfer.py"}
+    assert len(re.findall(r"self\.facts = ", (PACKAGE / "tcp/transfer.py").read_text())) == 2
     assert users(r"import random|import time$|from time ") - {"proxy.py"} == set()
     assert users(r"^import pyroute2|^from pyroute2") == {"setup/addresses.py"}
 
@@ -95,7 +95,7 @@ def test_the_theory_names_what_there_is():
                    doors.TapDoor, timing.RoundTrip, doors.SocketFacts, events):  # fmt: skip
         known |= set(vars(module))
         known |= set(getattr(module, "__annotations__", ()))
-    known |= set(connection.Connection.__slots__)
+    known |= set(transfer.Transfer.__slots__) | set(vars(transfer)) | set(vars(transfer.Transfer))
     names = re.findall(r"``([A-Za-z_]\w*)(?:\(\))?``", tcp.__doc__)
     assert len(names) > 30
     missing = {name for name in names if name not in known}

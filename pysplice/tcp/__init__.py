@@ -45,6 +45,9 @@ Kept bytes count as read and are acknowledged: nothing that the guest was allowe
 since the right edge of the window stays where it is while something is ``kept``, their number is bounded by
 the window that was advertised.
 
+An acknowledgement waits until the batch of frames is done and the host sockets were asked for answers
+(``acknowledge``): an answer that is there carries it.  It never waits for time to pass.
+
 A segment that comes too early is dropped, and answered with a duplicate acknowledgement of its own, so that
 the guest's fast retransmit works.  Between a guest and its tap this happens only if the ring overflows.
 

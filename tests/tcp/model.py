@@ -207,6 +207,8 @@ class World:
             if connection.facts & CLOSED:
                 break
             connection.on_tap(host.offer(run), self.now)
+            if rng.random() < 0.5:
+                connection.acknowledge()
         if not connection.facts & CLOSED:
             if self.to_remote and rng.random() < 0.5:
                 n = rng.randint(1, min(len(self.to_remote), 100_000))
@@ -221,6 +223,7 @@ class World:
                 connection.on_host(ready, self.now)
         if not connection.facts & CLOSED and connection.deadline() <= self.now:
             connection.on_timer(self.now)
+        connection.acknowledge()
         segments = self.tap.take()
         self.check_edge(segments)
         for segment in self.lossy(segments):

@@ -76,6 +76,7 @@ class Scene:
         if at == 0:
             self.next = seq.add(self.next, len(payload) + (flags & 1))
         self.connection.on_tap(self.host.offer(run), self.now)
+        self.connection.acknowledge()
         return self.tap.take()
 
     def ack(self, n: int, **fields) -> list[Segment]:

@@ -5,10 +5,11 @@ import errno
 import pytest
 
 from pysplice.tcp import seq
-from pysplice.tcp.connection import DUP_ACKS, RETRIES, SYN_ACK_RETRIES
+from pysplice.tcp.connection import RETRIES, SYN_ACK_RETRIES
 from pysplice.tcp.doors import ACK, ERROR, FIN, HANGUP, PSH, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
 from pysplice.tcp.timing import NEVER
+from pysplice.tcp.transfer import DUP_ACKS
 
 from .scene import ISN, Scene
 

@@ -1,0 +1,448 @@
+"""The two directions of one connection: bytes from the guest to the host socket, and back.
+
+Owns the facts, sequence numbers and windows of a connection; connection.py adds what happens around a
+transfer: opening, timers, and which event leads where.  Imports the other files of this room and nothing
+else.  The theory of operation is in __init__.py.
+"""
+
+import errno
+
+from . import seq, window
+from .doors import ACK, FIN, PSH, RST, HostDoor, Run, TapDoor
+from .events import (
+    CLOSED,
+    ESTABLISHED,
+    FINISHED,
+    SOCK_FIN_RCVD,
+    SOCK_FIN_SENT,
+    TAP_FIN_ACKED,
+    TAP_FIN_RCVD,
+    TAP_FIN_SENT,
+    TAP_SYN_RCVD,
+    learn,
+)
+from .timing import NEVER, RoundTrip
+
+MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
+
+DUP_ACKS = 3  # RFC 5681, section 3.2
+
+# Read from the host socket in one piece: both copies then find it in the processor's cache
+RECEIVE_CHUNK = 256 * 1024
+
+# Sent again in one frame
+RETRANSMIT_MAX = 64 * 1024 - 1024
+
+# Out-of-order segments answered one by one with a duplicate ACK each
+DUP_ACKS_SENT_MAX = 64
+
+
+class Transfer:
+    """The state of a connection, and the bytes that pass through it.
+
+    `isn` is our initial sequence number towards the guest, `mss` what we offer and bound segments by
+    (bytes), `space` the largest window worth saying (bytes; it chooses the scale).  The run is the
+    guest's SYN.  `queue` bounds what the guest may have unread in the ring of the tap.
+    """
+
+    __slots__ = (
+        "ack_due",
+        "armed",
+        "dup_acks",
+        "error",
+        "facts",
+        "host",
+        "host_closing",
+        "host_readable",
+        "irs",
+        "kept",
+        "mss_from_tap",
+        "mss_to_tap",
+        "queue",
+        "recover",
+        "retransmissions",
+        "retransmit_at",
+        "round_trip",
+        "seen_at",
+        "seq_ack_from_tap",
+        "seq_from_tap",
+        "seq_to_tap",
+        "short_sends",
+        "stream_len",
+        "tap",
+        "unanswered",
+        "wnd_edge_to_tap",
+        "wnd_from_tap",
+        "ws_from_tap",
+        "ws_to_tap",
+        "wscale_ok",
+    )
+
+    def __init__(
+        self,
+        tap: TapDoor,
+        host: HostDoor,
+        run: Run,
+        *,
+        isn: int,
+        mss: int,
+        space: int,
+        queue: window.TapQueue,
+        now: float,
+    ) -> None:
+        self.tap = tap
+        self.host = host
+        self.queue = queue
+        self.facts = 0
+        self.error = 0  # errno that ended the connection, 0 for a good end
+
+        # From the guest: what we have read, and the right edge that we advertised
+        self.irs = run.seq
+        self.seq_from_tap = seq.add(run.seq, 1)
+        self.wnd_edge_to_tap = self.seq_from_tap
+        self.mss_from_tap = mss
+        self.kept = 0  # bytes read that the host socket did not take yet
+        self.ack_due = False  # something was read since the last acknowledgement
+        self.armed = False  # the host socket will report when it is writable
+
+        # To the guest: what we sent and what of it is acknowledged
+        self.seq_to_tap = isn
+        self.seq_ack_from_tap = isn
+        self.stream_len = 0  # bytes taken from the host socket and not acknowledged
+        self.wnd_from_tap = run.window
+        self.mss_to_tap = min(run.mss or MSS_DEFAULT, mss)
+        # RFC 7323, section 2.2: both ends scale or none does
+        self.wscale_ok = run.wscale >= 0
+        self.ws_from_tap = run.wscale if self.wscale_ok else 0
+        self.ws_to_tap = window.scale(space) if self.wscale_ok else 0
+
+        # Readiness is reported by edges: it holds until the socket said EAGAIN
+        self.host_readable = False
+        self.host_closing = False
+
+        self.round_trip = RoundTrip()
+        self.dup_acks = 0
+        self.recover = -1  # loss recovery ends when this is acknowledged
+        self.retransmit_at = NEVER
+        self.seen_at = now
+        self.unanswered = 0
+        self.retransmissions = 0
+        self.short_sends = 0
+
+        self._learn(TAP_SYN_RCVD)
+
+    def _learn(self, fact: int) -> None:
+        """The one place that changes the facts."""
+        self.facts = learn(self.facts, fact)
+
+    # From the guest to the host socket
+
+    def _room_left(self) -> int:
+        """What the guest may still send, bytes."""
+        return seq.diff(self.wnd_edge_to_tap, self.seq_from_tap)
+
+    def _data(self, run: Run, offset: int) -> None:
+        """Payload, FIN or both; the first `offset` bytes are known already."""
+        if offset < 0:
+            # RFC 5681, section 4.2: one duplicate ACK per segment that came too early
+            for _ in range(min(run.frames, DUP_ACKS_SENT_MAX)):
+                self._ack()
+            return
+        if self.facts & TAP_FIN_RCVD:
+            self._ack()
+            return
+
+        length = min(run.length - offset, self._room_left())
+        if length > 0 and not self._to_host(run.handle, offset, length):
+            return
+        last = seq.add(run.seq, run.length)
+        self.ack_due = True
+        if run.flags & FIN and self.seq_from_tap == last:
+            self.seq_from_tap = seq.add(self.seq_from_tap, 1)
+            self._learn(TAP_FIN_RCVD)
+            self._ack()
+            if not self.kept:
+                self._shutdown()
+
+    def _to_host(self, handle: int, skip: int, length: int) -> bool:
+        """Pass payload on; what the socket does not take is kept.  False if it is broken."""
+        sent = 0
+        if not self.kept:
+            sent = self.host.send(handle, skip, length)
+            if sent < 0:
+                if sent != -errno.EAGAIN:
+                    self._broken(-sent)
+                    return False
+                sent = 0
+        if sent < length:
+            if not self.kept:
+                self.short_sends += 1
+            # The right edge stays where it is until all of this is flushed
+            stored = self.host.keep(handle, skip + sent, length - sent, self._room_left() - sent)
+            self.kept += stored
+            sent += stored
+            self._arm()
+        self.seq_from_tap = seq.add(self.seq_from_tap, sent)
+        return True
+
+    def _arm(self) -> None:
+        if not self.armed:
+            self.armed = True
+            self.host.arm()
+
+    def _writable(self) -> None:
+        """The host socket takes data again."""
+        if self.kept:
+            sent = self.host.flush()
+            if sent < 0:
+                if sent != -errno.EAGAIN:
+                    self._broken(-sent)
+                    return
+                sent = 0
+            self.kept -= sent
+            if self.kept:
+                self._arm()
+                return
+            if self.facts & TAP_FIN_RCVD:
+                self._shutdown()
+                return
+        if not self.facts & ESTABLISHED or self.facts & TAP_FIN_RCVD:
+            return
+        left = self._room_left()
+        room = self._room()
+        # RFC 9293, 3.8.6.2.2: an update is worth two segments, or opens a closed window
+        if room >= left + 2 * self.mss_from_tap or left < self.mss_from_tap <= room:
+            self._send_ack(room)
+
+    def _room(self) -> int:
+        """What the guest may send from now on, bytes: from the memory of the host socket.
+
+        It counts from what was read.  The right edge never moves left (RFC 9293, 3.8.6), and not at
+        all while bytes are kept.
+        """
+        left = self._room_left()
+        if self.kept:
+            return left
+        facts = self.host.facts()
+        room = window.room(facts, self.mss_from_tap)
+        if room <= 0 or not window.writable(facts):
+            self._arm()
+        if self.queue.budget:
+            room = min(room, self.queue.budget)
+        return max(room, left)
+
+    def _window_field(self, room: int) -> int:
+        """The window as it goes on the wire; moves the right edge to what it says."""
+        field = room >> self.ws_to_tap
+        if field << self.ws_to_tap < self._room_left():
+            # As the kernel does (tcp_select_window()): rounding must not move the edge left
+            field += 1
+        field = min(field, window.WINDOW_FIELD_MAX)
+        self.wnd_edge_to_tap = seq.add(self.seq_from_tap, field << self.ws_to_tap)
+        return field
+
+    def _last_field(self) -> int:
+        """The window that was advertised last, for segments that acknowledge nothing new."""
+        return self._window_field(self._room_left())
+
+    def _send_ack(self, room: int) -> None:
+        self.ack_due = False
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._window_field(room), ACK)
+
+    def _ack(self) -> None:
+        """Acknowledge what was read, with the window as it is now."""
+        self._send_ack(self._room_left() if self.facts & TAP_FIN_RCVD else self._room())
+
+    def _shutdown(self) -> None:
+        """All that the guest had to say is in the host socket: pass its FIN on."""
+        result = self.host.shutdown()
+        if result < 0:
+            self._broken(-result)
+            return
+        self._learn(SOCK_FIN_SENT)
+        self._finish()
+
+    # From the host socket to the guest
+
+    def _in_flight(self) -> int:
+        """Sent to the guest and not acknowledged; a FIN counts as one byte."""
+        return seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
+
+    def _window_left(self) -> int:
+        """What the guest takes beyond what was sent."""
+        return self.wnd_from_tap - self._in_flight()
+
+    def _acknowledged(self, run: Run, now: float) -> None:
+        """The acknowledgement and window of an acceptable segment."""
+        advance = seq.diff(run.ack, self.seq_ack_from_tap)
+        in_flight = self._in_flight()
+        if advance < 0:
+            return
+        if advance > in_flight:
+            self._ack()
+            return
+        wnd = run.window << self.ws_from_tap
+        bare = not run.length and not run.flags & FIN
+        if advance == 0:
+            # RFC 5681, section 2: what makes an acknowledgement a duplicate
+            if bare and in_flight and wnd == self.wnd_from_tap:
+                self.dup_acks += run.frames
+                if self.dup_acks >= DUP_ACKS and self.recover < 0:
+                    self.recover = self.seq_to_tap
+                    self._retransmit()
+            self.wnd_from_tap = wnd
+            return
+
+        self.wnd_from_tap = wnd
+        self.seq_ack_from_tap = run.ack
+        self.dup_acks = run.frames - 1 if bare else 0
+        self.round_trip.acknowledged(run.ack, now)
+        self.retransmit_at = now + self.round_trip.rto if advance < in_flight else NEVER
+
+        data = min(advance, self.stream_len)
+        if data:
+            self.host.discard(data)
+            self.stream_len -= data
+        if self.recover >= 0:
+            if seq.diff(run.ack, self.recover) >= 0:
+                self.recover = -1
+            else:
+                # RFC 6582, section 3.2: a partial acknowledgement points at the next hole
+                self._retransmit()
+        if advance == in_flight and self.facts & TAP_FIN_SENT and not self.facts & TAP_FIN_ACKED:
+            self._learn(TAP_FIN_ACKED)
+            self._finish()
+
+    def _pump(self, now: float) -> None:
+        """Move what the host socket has to the guest, as far as the guest's window goes."""
+        if not self.facts & ESTABLISHED or self.facts & TAP_FIN_SENT:
+            return
+        while True:
+            in_flight = self._in_flight()
+            unsent = self.stream_len - in_flight
+            left = self.wnd_from_tap - in_flight
+            moved = 0
+            # No more than can be sent at once: the rest is better off in the kernel
+            limit = self._whole_segments(left, in_flight) - unsent
+            limit = min(limit, RECEIVE_CHUNK, self.host.capacity - self.stream_len)
+            if self.host_readable and limit > 0:
+                moved = self._from_host(limit)
+                if self.facts & CLOSED:
+                    return
+                unsent += moved
+            if unsent and left > 0:
+                moved = self._send(in_flight, unsent, left, now)
+            if not moved:
+                break
+        if self.facts & SOCK_FIN_RCVD and not self.stream_len - self._in_flight():
+            self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._last_field(), FIN | ACK)
+            self._learn(TAP_FIN_SENT)
+            self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+        if self.retransmit_at == NEVER and (self._in_flight() or self._held_up()):
+            self.retransmit_at = now + self.round_trip.rto
+
+    def _whole_segments(self, left: int, in_flight: int) -> int:
+        """What to send into a window of `left` bytes (RFC 9293, 3.8.6.2.1).
+
+        Whole segments only, unless less than one fits and nothing is under way.
+        """
+        if left < self.mss_to_tap:
+            return 0 if in_flight else max(left, 0)
+        return left - left % self.mss_to_tap
+
+    def _held_up(self) -> bool:
+        """Nothing is in flight, and there is, or may be, something that should be."""
+        return not self._in_flight() and (self.stream_len > 0 or self.host_readable)
+
+    def _from_host(self, limit: int) -> int:
+        """Take bytes from the host socket; how many."""
+        n = self.host.receive(limit)
+        if n > 0:
+            self.stream_len += n
+            # epoll(7): a short read has emptied the socket, unless its end is next
+            if n < limit and not self.host_closing:
+                self.host_readable = False
+            return n
+        if n == 0:
+            self.host_readable = False
+            self._learn(SOCK_FIN_RCVD)
+        elif n == -errno.EAGAIN:
+            self.host_readable = False
+        else:
+            self._broken(-n)
+        return 0
+
+    def _send(self, in_flight: int, unsent: int, left: int, now: float) -> int:
+        """Send what the window allows; the bytes that went out."""
+        length = unsent
+        if length > left:
+            length = self._whole_segments(left, in_flight)
+            if not length:
+                return 0
+        flags = ACK if length < unsent or self.host_readable else ACK | PSH
+        room = self._room() if self.ack_due else self._room_left()
+        field = self._window_field(room)
+        sent = self.tap.data(
+            self.seq_to_tap,
+            self.seq_from_tap,
+            field,
+            flags,
+            self.mss_to_tap,
+            self.host.stream,
+            in_flight,
+            length,
+        )
+        if sent <= 0:
+            return 0
+        self.ack_due = False
+        self.seq_to_tap = seq.add(self.seq_to_tap, sent)
+        if self.recover < 0:
+            self.round_trip.sent(self.seq_to_tap, now)
+        return sent
+
+    def _retransmit(self) -> None:
+        """Send the first unacknowledged frame once more."""
+        self.retransmissions += 1
+        self.round_trip.resent()
+        field = self._last_field()
+        length = min(self.stream_len, self._in_flight(), RETRANSMIT_MAX)
+        length = min(length, max(self.wnd_from_tap, self.mss_to_tap))
+        if length:
+            self.tap.data(
+                self.seq_ack_from_tap,
+                self.seq_from_tap,
+                field,
+                ACK,
+                self.mss_to_tap,
+                self.host.stream,
+                0,
+                length,
+            )
+        elif self.facts & TAP_FIN_SENT:
+            self.tap.segment(self.seq_ack_from_tap, self.seq_from_tap, field, FIN | ACK)
+
+    # Ends
+
+    def _finish(self) -> None:
+        """Close once both directions have ended."""
+        if self.facts & FINISHED == FINISHED:
+            self.host.close()
+            self._learn(CLOSED)
+
+    def _broken(self, error: int) -> None:
+        """The host socket failed: the guest gets a RST."""
+        self.error = error
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self.host.close()
+        self._learn(CLOSED)
+
+    def _gone(self) -> None:
+        """The guest answers no more."""
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self.error = errno.ETIMEDOUT
+        self._abort_host()
+
+    def _abort_host(self) -> None:
+        """The guest has reset the connection, or is gone: so it ends for the remote host."""
+        self.host.abort()
+        self._learn(CLOSED)
