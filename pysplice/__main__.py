@@ -105,7 +105,7 @@ def run(config: Config, log: Log) -> int:
         if not config.debug:
             log.silence()
         command.let_go()
-        return proxy.run(guest.watch_fd, command.wait)
+        return proxy.run(guest.watch_fd, command.wait, command=True)
     if background:
         isolation.leave_terminal(ready_fd)
     return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)

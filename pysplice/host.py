@@ -21,8 +21,11 @@ from . import _cext
 from .tcp import doors
 
 # A connection's share of memory for bytes that its guest has not acknowledged.  What the tap's ring
-# and the guest's wake-up take is well below a millisecond, so this does not bound the rate.
+# and the guest's wake-up take is well below a millisecond, so this does not bound the rate.  When many
+# streams are lent at a time their owners get by with less.
 STREAM_BYTES = 1024 * 1024
+STREAM_BYTES_MANY = 64 * 1024
+MANY = 256
 # Kept for the next connection once they are empty; beyond the first few without their pages
 POOL_STREAMS = 1024
 POOL_WARM = 32
@@ -46,7 +49,7 @@ class HostSocket:
         self._sock = sock
         self.fd = sock.fileno()
         self.stream: _cext.Stream | None = None
-        self.capacity = STREAM_BYTES
+        self.capacity = hosts.share()
         self._kept: _cext.Stream | None = None
         self._kept_room = 0
 
@@ -79,11 +82,10 @@ class HostSocket:
     def receive(self, limit: int) -> int:
         stream = self.stream
         if stream is None:
-            self.stream = stream = self._hosts.borrow()
+            self.stream = stream = self._hosts.borrow(self.capacity)
         n = stream.receive(self.fd, limit)
         if n <= 0 and not len(stream):
-            self.stream = None
-            self._hosts.give_back(stream)
+            self._give_back(stream)
         return n
 
     def discard(self, n: int) -> None:
@@ -91,8 +93,12 @@ class HostSocket:
         if stream is not None:
             stream.discard(n)
             if not len(stream):
-                self.stream = None
-                self._hosts.give_back(stream)
+                self._give_back(stream)
+
+    def _give_back(self, stream: _cext.Stream) -> None:
+        self.stream = None
+        self._hosts.give_back(stream, self.capacity)
+        self.capacity = self._hosts.share()
 
     def facts(self) -> doors.SocketFacts:
         return _cext.socket_facts(self.fd)  # type: ignore[return-value]
@@ -111,8 +117,7 @@ class HostSocket:
         self._hosts.forget(self)
         if self.stream is not None:
             self.stream.discard(len(self.stream))
-            self._hosts.give_back(self.stream)
-            self.stream = None
+            self._give_back(self.stream)
         self._kept = None
         # A descriptor that is closed leaves the epoll instance by itself
         self._sock.close()
@@ -135,7 +140,8 @@ class HostSockets:
         self.owners: dict[int, Any] = {}
         self.send_run = send_run
         self.store_run = store_run
-        self._pool: list[_cext.Stream] = []
+        self._pools: dict[int, list[_cext.Stream]] = {STREAM_BYTES: [], STREAM_BYTES_MANY: []}
+        self._lent = 0
 
     def fileno(self) -> int:
         """The descriptor that is readable while a socket is ready."""
@@ -179,15 +185,22 @@ class HostSockets:
         """Descriptors that are ready, with the bits of epoll(7); does not wait."""
         return self.epoll.poll(0, EVENTS_PER_POLL)
 
-    def borrow(self) -> _cext.Stream:
-        return self._pool.pop() if self._pool else _cext.Stream(STREAM_BYTES)
+    def share(self) -> int:
+        """The capacity of the stream that a connection may borrow next, bytes."""
+        return STREAM_BYTES if self._lent < MANY else STREAM_BYTES_MANY
 
-    def give_back(self, stream: _cext.Stream) -> None:
-        pooled = len(self._pool)
-        if pooled < POOL_STREAMS:
-            if pooled >= POOL_WARM:
+    def borrow(self, capacity: int) -> _cext.Stream:
+        self._lent += 1
+        pool = self._pools[capacity]
+        return pool.pop() if pool else _cext.Stream(capacity)
+
+    def give_back(self, stream: _cext.Stream, capacity: int) -> None:
+        self._lent -= 1
+        pool = self._pools[capacity]
+        if len(pool) < POOL_STREAMS:
+            if len(pool) >= POOL_WARM:
                 stream.trim()
-            self._pool.append(stream)
+            pool.append(stream)
 
     def close(self) -> None:
         self.epoll.close()

@@ -82,10 +82,15 @@ class Proxy:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._status = 0
+        self._command = False
 
-    def run(self, watch_fd: int, on_watch: Callable[[], int | None]) -> int:
-        """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status."""
+    def run(self, watch_fd: int, on_watch: Callable[[], int | None], command: bool = False) -> int:
+        """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status.
+
+        With `command` it is that of a command, and nothing else ends us but a signal.
+        """
         loop = self._loop
+        self._command = command
 
         def ended() -> None:
             status = on_watch()
@@ -119,10 +124,10 @@ class Proxy:
         try:
             runs, frames = self.tap.drain()
         except OSError as e:
-            # The device is gone, and the namespace with it (EBADFD), or it is down for now
-            if e.errno != errno.EIO:
-                self._loop.remove_reader(self.tap.fileno())
-                self.log.debug(f"tap: {e.strerror}")
+            # The device is gone, often with its namespace.  A command that runs goes on without it.
+            self._loop.remove_reader(self.tap.fileno())
+            self.log.warning(f"the tap is gone: {e.strerror}")
+            if not self._command:
                 self.stop(0)
             return
         now = time.monotonic()

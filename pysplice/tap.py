@@ -28,7 +28,6 @@ class TapDevice:
         self._tap = _cext.Tap(fd, vnet)
         self.vnet = vnet
         self.mac = mac
-        self.guest_mac = b"\xff" * 6  # until the guest was heard
         self.drain = self._tap.drain
         self.send_run = self._tap.send
         self.store_run = self._tap.store

@@ -322,12 +322,12 @@ def _watch(config: Config, netns: str) -> int:
         return -1
     parts = os.path.abspath(netns).split("/")
     if parts[1:2] == ["proc"] and len(parts) > 2:
-        pid = os.getpid() if parts[2] == "self" else int(parts[2]) if parts[2].isdigit() else 0
-        if pid:
-            try:
-                return os.pidfd_open(pid)
-            except OSError as e:
-                raise ConfigError(f"cannot watch process {pid}: {e.strerror}") from None
+        if not parts[2].isdigit():
+            return -1  # our own, by way of /proc/self
+        try:
+            return os.pidfd_open(int(parts[2]))
+        except OSError as e:
+            raise ConfigError(f"cannot watch process {parts[2]}: {e.strerror}") from None
     fd = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
     directory = os.path.dirname(os.path.abspath(netns)).encode()
     mask = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF

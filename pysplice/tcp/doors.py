@@ -92,7 +92,7 @@ class HostDoor(Protocol):
     """The host socket of one connection."""
 
     stream: Any  # what receive() took and discard() has not dropped yet; None while empty
-    capacity: int  # the most bytes that the stream can hold
+    capacity: int  # the most bytes that the stream can hold; may change while it is empty
 
     def error(self) -> int:
         """SO_ERROR: 0 or an errno; reading it clears it."""

@@ -313,6 +313,27 @@ def test_a_stream_is_a_ring():
     assert stream_bytes(stream) == twin
 
 
+def test_trim_gives_pages_back():
+    stream = _cext.Stream(64 << 20)
+    before = resident()
+    a, b = socket.socketpair()
+    with a, b:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            a.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        for _ in range(400):
+            a.sendall(bytes(100_000))
+            assert stream.receive(b.fileno(), 100_000) == 100_000
+        with pytest.raises(ValueError, match="not empty"):
+            stream.trim()
+        assert resident() - before > 30 << 20
+        stream.discard(len(stream))
+        stream.trim()
+        assert resident() - before < 8 << 20
+        a.sendall(b"again")
+        assert stream.receive(b.fileno(), 10) == 5
+    assert stream_bytes(stream) == b"again"
+
+
 # Emission
 
 

@@ -220,6 +220,19 @@ def test_capacity_is_the_streams(host):
         assert host.door.capacity == STREAM_BYTES
 
 
+def test_many_streams_are_small_ones(isolated):
+    """What 300 connections hold for their guests is bounded; what is given back is used again."""
+    hosts = HostSockets(None, None)
+    lent = [(hosts.borrow(size), size) for size in (hosts.share() for _ in range(300))]
+    sizes = [size for _, size in lent]
+    assert sizes[0] == STREAM_BYTES and sizes[-1] == 65536 and sizes.count(STREAM_BYTES) <= 256
+    for stream, size in lent:
+        hosts.give_back(stream, size)
+    assert hosts.share() == STREAM_BYTES
+    assert hosts.borrow(STREAM_BYTES) in [stream for stream, _ in lent]
+    hosts.close()
+
+
 def test_shutdown(host):
     assert host.door.shutdown() == 0
     assert host.remote_sees_end()

@@ -372,6 +372,12 @@ def test_a_tap_that_is_in_use(world):
     echo_through(world, world.guest.connect)
 
 
+def test_a_tap_that_the_guest_deletes(shared_world):
+    """Its own fault: the command goes on without a network, and its status is still ours."""
+    result = command(shared_world, "sh", "-c", "ip link del tap0; sleep 0.3; exit 3", check=False)
+    assert result.returncode == 3
+
+
 def test_a_leaked_descriptor_is_closed(shared_world):
     parent, child = socket.socketpair()
     process = shared_world.host.spawn(*PYSPLICE, "--", "sleep", "1", pass_fds=[child.fileno()])
