@@ -14,7 +14,7 @@ import errno
 
 from . import seq, window
 from .doors import ACK, CLOSING, ERROR, FIN, HANGUP, READABLE, RST, SYN, WRITABLE, Run
-from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, TAP_SYN_ACK_SENT
+from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, SOCK_FIN_RCVD, TAP_SYN_ACK_SENT
 from .timing import NEVER, keepalive_at
 from .transfer import Transfer
 
@@ -87,8 +87,9 @@ class Connection(Transfer):
             self.host_readable = True
             if ready & (CLOSING | ERROR | HANGUP):
                 self.host_closing = True
-            if ready & ERROR and (not facts & ESTABLISHED or self._window_left() <= 0):
-                # The error is seen by reading, and there is no room to read into
+            nothing_to_read = not facts & ESTABLISHED or facts & SOCK_FIN_RCVD or self._window_left() <= 0
+            if ready & ERROR and nothing_to_read:
+                # Otherwise reading yields the error, behind what came before it
                 self._broken(self.host.error() or errno.ECONNRESET)
                 return
             self._pump(now)

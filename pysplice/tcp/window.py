@@ -57,11 +57,12 @@ def scaled(sndbuf: int) -> int:
 def writable(facts: SocketFacts) -> bool:
     """True if the kernel calls the socket writable: W is at most two thirds of S.
 
-    sk_stream_is_writeable(): the free space is at least half of what is queued.  Above that, and only
+    sk_stream_is_writeable(): the free space is at least half of what is queued, to the byte, because to
+    ask a socket that is writable after all would be answered at once, again and again.  Above that, and only
     above, epoll will report when space comes back, so a window may be closed there and nowhere else.
     """
     queued = facts.outq if facts.wmem_queued < 0 else facts.wmem_queued
-    return 3 * queued <= 2 * facts.sndbuf
+    return facts.sndbuf - queued >= queued >> 1
 
 
 def room(facts: SocketFacts, mss: int) -> int:

@@ -313,6 +313,17 @@ def test_remote_resets(waiting):
     assert scene.connection.error == errno.ECONNRESET
 
 
+def test_remote_resets_after_it_has_said_all():
+    """Half-closed by the remote host, then reset: nothing is read any more, and still the guest is told."""
+    scene = Scene().established()
+    scene.remote(b"bye", eof=True)
+    scene.ack(4)
+    scene.host.connect_error = errno.ECONNRESET
+    (reset,) = scene.ready(ERROR | HANGUP)
+    assert reset.flags == RST | ACK
+    assert scene.connection.error == errno.ECONNRESET
+
+
 def test_guest_resets():
     scene = Scene().established()
     scene.remote(b"unread")

@@ -67,6 +67,13 @@ def test_silly_window_is_closed_while_data_flows():
     assert window.room(almost_full, 1460) == 0
 
 
+@pytest.mark.parametrize(
+    ("sndbuf", "queued", "expected"), ((3000, 2000, True), (3000, 2001, False), (3001, 2001, True))
+)
+def test_writable_to_the_byte(sndbuf, queued, expected):
+    assert window.writable(facts(sndbuf, queued)) == expected == (sndbuf - queued >= queued // 2)
+
+
 def test_a_writable_socket_never_closes_the_window():
     """The kernel reports writability once only: who closes the window there waits for ever."""
     big_segments = facts(87040, 50000, 45000, mss=65483)
