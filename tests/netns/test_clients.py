@@ -182,7 +182,7 @@ def test_ssh_and_scp_both_ways(served, tmp_path):
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name))
     (home / "authorized").write_text((home / "user.pub").read_text())
-    (home / "passwd").write_text(f"tester:x:1000:1000::{home}:/bin/sh\nroot:x:0:0::{home}:/bin/sh\n")
+    (home / "passwd").write_text(f"splicer:x:1000:1000::{home}:/bin/sh\nroot:x:0:0::{home}:/bin/sh\n")
     server_script = (
         f"mount --bind {home}/passwd /etc/passwd && mkdir -p /run/sshd && "
         f"exec unshare -U --map-user=1000 --map-group=1000 {sshd_path()} -D -e -p 2222 -h {home}/host "
@@ -195,7 +195,7 @@ def test_ssh_and_scp_both_ways(served, tmp_path):
         "-F", "/dev/null", "-i", str(home / "user"), "-o", "StrictHostKeyChecking=no",
         "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes",
     )  # fmt: skip
-    there = f"tester@{served.REMOTE4}"
+    there = f"splicer@{served.REMOTE4}"
     try:
         wait_for_port(served, 2222)
         result = served.guest.run(
