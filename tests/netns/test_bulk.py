@@ -1,7 +1,5 @@
 """Bulk data, compared by hash: 1 GiB each way, plain frames, a link that loses and reorders."""
 
-import os
-
 import pytest
 
 from ..support import namespaces
@@ -9,8 +7,6 @@ from ..support.transfer import transfer
 from .test_flows import pair
 
 GIB = 1 << 30
-# The whole amount takes minutes on a link made of Python; say how much of it to use there
-LOSSY_BYTES = int(os.environ.get("PYSPLICE_TEST_LOSSY_BYTES", 64 << 20))
 
 
 def both_directions(world, version, size, timeout=300):
@@ -38,7 +34,7 @@ def test_loss_and_reordering(isolated, options):
     link = ("--loss", "1", "--reorder", "1", "--delay", "0.1")
     with namespaces.ImpairedWorld(*link) as world:
         world.pysplice("--config-net", *options)
-        both_directions(world, 4, LOSSY_BYTES)
+        both_directions(world, 4, GIB)
 
 
 def test_a_slow_line(isolated):
