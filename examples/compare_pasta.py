@@ -326,6 +326,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # where an ordinary user does not look
     output = Path(args.json).resolve() if args.json else None
     root = isolate()
     peers = default_peers(root)

@@ -15,6 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     global _reason
     expected = os.environ.get("PYSPLICE_EXPECT")
     assert expected in (None, os.path.dirname(pysplice.__file__)), "another pysplice is installed"
+    # nginx and sshd are where an ordinary user does not look
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     _reason = namespaces.isolate()
 
 

@@ -236,7 +236,7 @@ def stop(process: subprocess.Popen) -> int:
 
 
 def have(program: str) -> bool:
-    """True if a program is installed (some are in sbin only)."""
+    """True if a program is installed."""
     return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is not None
 
 
