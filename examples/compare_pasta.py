@@ -263,6 +263,7 @@ def row(cell: dict, peer: str, runs: list[dict], direct: float) -> str:
     median = statistics.median(values)
     spread = f"[{number(min(values), workload)}..{number(max(values), workload)}]"
     text = f"{name}{number(median, workload):>8} {spread:<18}{median / direct if direct else 0:>7.3f}"
+    text = text if direct else text[:-7] + " " * 7
     text += f"{max(run['retransmissions'] for run in good):>8}{max(run['drops'] for run in good):>7}"
     if peer != "direct":
         gigabytes = [run["value"] * cell["seconds"] / 8e9 for run in good]
@@ -289,7 +290,13 @@ HEADER = (
 
 
 def default_peers(root: bool) -> dict[str, str]:
-    peers = {"direct": "", "pysplice": f"{sys.executable} -m pysplice --config-net -m {{mtu}} --"}
+    venv = HERE.parent / ".venv/bin/python"
+    python = venv if venv.exists() else sys.executable
+    if subprocess.run(
+        [python, "-m", "pysplice", "--version"], capture_output=True, cwd=HERE.parent
+    ).returncode:
+        sys.exit("pysplice is not installed: run examples/quickstart first")
+    peers = {"direct": "", "pysplice": f"{python} -m pysplice --config-net -m {{mtu}} --"}
     if shutil.which("pasta"):
         # It will not be root: as root we run it as nobody
         drop = "setpriv --reuid 65534 --regid 65534 --clear-groups " if root else ""
@@ -303,12 +310,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    numbers = lambda text: [float(part) for part in text.split(",")]  # noqa: E731
+
+    def numbers(text: str) -> list[float]:
+        return [float(part) for part in text.split(",")]
+
+    numbers.__name__ = "list of numbers"
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3, help="of each run")
     parser.add_argument("--workloads", default="upload,download", help=f"or all: {','.join(WORKLOADS)}")
-    parser.add_argument("--mtu", type=numbers, default=[1500, 65520], help="of the guest's device")
-    parser.add_argument("--rtt", type=numbers, default=[0], help="milliseconds")
+    parser.add_argument(
+        "--mtu",
+        type=numbers,
+        default=[1500, 65520],
+        help="a list, as --rtt and --ip (default: 1500,65520)",
+    )
+    parser.add_argument("--rtt", type=numbers, default=[0], help="milliseconds (default: 0)")
     parser.add_argument("--ip", type=numbers, default=[4])
     parser.add_argument("--loss", type=float, default=0, help="percent, between host and remote host")
     parser.add_argument("--reorder", type=float, default=0, help="percent")
@@ -332,6 +348,9 @@ def main() -> None:
     peers = default_peers(root)
     peers.update(peer.split("=", 1) for peer in args.peer)
     if args.only:
+        unknown = set(args.only.split(",")) - set(peers)
+        if unknown:
+            sys.exit(f"no such peer, or not installed: {', '.join(unknown)}")
         peers = {name: command for name, command in peers.items() if name in args.only.split(",")}
     results = []
     with tempfile.TemporaryDirectory() as directory:
@@ -358,6 +377,10 @@ def main() -> None:
         finally:
             if output:
                 output.write_text(json.dumps(results, indent=1))
+    failed = {
+        name for cell in results for name, runs in cell["peers"].items() if any("failed" in r for r in runs)
+    }
+    sys.exit("pysplice failed" if "pysplice" in failed else 0)
 
 
 def compare(args: argparse.Namespace, peers: dict, cell: dict, worker: str) -> dict[str, list[dict]]:

@@ -47,7 +47,7 @@ def run(config: Config, log: Log) -> int:
     from .flows import Outbound
     from .proxy import Link, Proxy
     from .services import ndp
-    from .setup import addresses, netns
+    from .setup import addresses, interrupts, netns
     from .tap import TapDevice
 
     if config.tap_fd is not None and (config.config_net or config.ns_mac):
@@ -104,6 +104,8 @@ def run(config: Config, log: Log) -> int:
     if command is not None:
         if not config.debug:
             log.silence()
+        interrupted = interrupts.interrupt_fd()
+        proxy.watch(interrupted, lambda: interrupts.on_interrupt(interrupted))
         command.let_go()
         return proxy.run(guest.watch_fd, command.wait, command=True)
     if background:
@@ -133,12 +135,11 @@ def _redirects(
         family = getattr(template, f"ipv{address.version}")
         if family is not None and family.host_address is not None:
             redirects[address.packed] = str(family.host_address)
-    if config.map_gateway:
-        chosen: dict[int, IPAddress] = {a.version: a for a in config.map_host_loopback}
-        for version, gateway in ((4, gateway4), (6, gateway6)):
-            mapped = chosen.get(version) or gateway
-            if mapped is not None:
-                redirects[mapped.packed] = loopback[version]
+    chosen: dict[int, IPAddress] = {a.version: a for a in config.map_host_loopback}
+    for version, gateway in ((4, gateway4), (6, gateway6)):
+        mapped = chosen.get(version) or (gateway if config.map_gateway else None)
+        if mapped is not None:
+            redirects[mapped.packed] = loopback[version]
     return redirects
 
 

@@ -14,6 +14,7 @@ from . import __version__
 from .config import (
     MTU_MAX,
     MTU_MIN,
+    MTU_MIN_IPV6,
     Config,
     ConfigError,
     class_prefix,
@@ -307,6 +308,13 @@ def _target(values: dict[str, Any], words: list[str]) -> Config:
         values["netns_only"] = True
     if "userns" in values and "netns" not in values and "pid" not in values:
         raise ConfigError("--userns goes with PID or --netns only")
+
+    if 0 < (values.get("mtu") or 0) < MTU_MIN_IPV6 and values.get("ipv6", True):
+        if not values.get("ipv4", True):
+            raise ConfigError(f"IPv6 needs an MTU of at least {MTU_MIN_IPV6}")
+        values["ipv6"] = False
+        warning = f"no IPv6: it needs an MTU of at least {MTU_MIN_IPV6}"
+        values["warnings"] = (*values["warnings"], warning)
 
     netmask = values.pop("netmask", None)
     if netmask is not None:

@@ -12,6 +12,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 MTU_DEFAULT = 65520  # as pasta: the largest MTU of an Ethernet-like device, in whole IPv4 words
 MTU_MAX = 65520
 MTU_MIN = 68  # RFC 791
+MTU_MIN_IPV6 = 1280  # RFC 8200
 IFNAME_MAX = 15
 
 OUR_MAC = bytes.fromhex("9a559a559a55")

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,11 @@ TCP_HEADER = 20
 WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
 WMEM_MAX_DEFAULT = 4 * 1024 * 1024
 
-# Weight of the past in the number of flows that share the ring of the tap: 7/8 for each batch
-ACTIVE_DECAY = 8
+# Flows that sent data within one to two of these periods share the ring of a tap with plain frames
+ACTIVE_PERIOD = 0.1
+
+# What a plain frame is taken to carry before any was seen: windows have to start small enough
+FRAME_BYTES_AT_FIRST = 1400
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Link:
     router: ndp.Router | None
     source4: bytes  # what ICMP errors come from; empty: the address that failed
     source6: bytes
+
+
+def flow_name(key: bytes) -> str:
+    """A flow in words: source and destination as the guest has them."""
+    family = socket.AF_INET if len(key) == KEY4_LEN else socket.AF_INET6
+    half = len(key) // 2 - 2
+    source, destination = (socket.inet_ntop(family, key[i : i + half]) for i in (0, half))
+    ports = [int.from_bytes(key[i : i + 2], "big") for i in (2 * half, 2 * half + 2)]
+    return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
 
 
 def wmem_max() -> int:
@@ -76,13 +89,21 @@ class Proxy:
         self._secret = os.urandom(32)
         self._space = wmem_max()
         self._queue = window.TapQueue()
-        self._active = 1.0
-        self._frame_bytes = float(link.mtu)
+        self._active: set[bytes] = set()
+        self._active_before: set[bytes] = set()
+        self._active_until = 0.0
+        self._frame_bytes = min(FRAME_BYTES_AT_FIRST, link.mtu)
+        if not tap.vnet:
+            self._share_ring((), 0.0)
         self._loop = uvloop.new_event_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._status = 0
         self._command = False
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back when a descriptor of somebody else's is readable."""
+        self._loop.add_reader(fd, callback)
 
     def run(self, watch_fd: int, on_watch: Callable[[], int | None], command: bool = False) -> int:
         """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status.
@@ -134,7 +155,7 @@ class Proxy:
         lookup = self.flows.lookup
         settle = self.flows.settle
         if not self.tap.vnet:
-            self._share_ring(runs)
+            self._share_ring(runs, now)
         heard = []
         for run in runs:
             flow = lookup(run.key)
@@ -153,6 +174,8 @@ class Proxy:
                 elif flow.connection.ack_due:
                     heard.append(flow.connection)
             settle(flow)
+            if self.log.debug_on and flow.connection.facts & CLOSED:
+                self._say_end(flow)
         for frame in frames:
             self._serve(frame)
         # An answer that is there by now carries the acknowledgement
@@ -169,6 +192,8 @@ class Proxy:
             if flow is not None:
                 flow.connection.on_host(ready, now)
                 settle(flow)
+                if self.log.debug_on and flow.connection.facts & CLOSED:
+                    self._say_end(flow)
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -186,23 +211,23 @@ class Proxy:
         self.flows.expire(time.monotonic() + 0.001)
         self._set_timer()
 
-    def _share_ring(self, runs: Sequence[Run]) -> None:
+    def _share_ring(self, runs: Sequence[Run], now: float) -> None:
         """Plain frames can fill the ring of the tap: bound what each flow may have in it."""
+        if now >= self._active_until:
+            self._active_until = now + ACTIVE_PERIOD
+            self._active_before, self._active = self._active, set()
         frames = total = 0
-        keys = set()
         for run in runs:
-            if run.length:
+            if run.length or run.flags & SYN:
+                self._active.add(run.key)  # type: ignore[attr-defined]
                 frames += run.frames
                 total += run.length
-                keys.add(run.key)  # type: ignore[attr-defined]
-        if not frames:
-            return
-        self._frame_bytes += (total / frames - self._frame_bytes) / ACTIVE_DECAY
-        self._active = max(len(keys), self._active - self._active / ACTIVE_DECAY)
-        mss = self.link.mtu - IPV4_HEADER - TCP_HEADER
-        self._queue.budget = window.queue_budget(
-            self.link.tx_queue, int(self._frame_bytes), int(self._active + 0.5), mss
-        )
+        if total:
+            # Small frames count at once, large ones have to last
+            seen = total // frames
+            self._frame_bytes = min(seen, self._frame_bytes + (seen - self._frame_bytes) // 8 + 1)
+        active = len(self._active | self._active_before)
+        self._queue.budget = window.queue_budget(self.link.tx_queue, self._frame_bytes, active)
 
     # Birth
 
@@ -245,7 +270,13 @@ class Proxy:
         )
         flow = self.flows.add(key, connection)
         self.hosts.own(host, flow)
+        if self.log.debug_on:
+            self.log.debug(f"{flow_name(key)}: connecting to {target.address[0]}")
         return flow
+
+    def _say_end(self, flow: Flow) -> None:
+        error = flow.connection.error
+        self.log.debug(f"{flow_name(flow.key)}: {os.strerror(error) if error else 'closed'}")
 
     def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
         """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""

@@ -65,6 +65,7 @@ class Template:
 
 def read(config: Config) -> Template:
     """What the guest is to have, from the host's interfaces and the options; raises ConfigError."""
+    _check_outbound(config)
     with IPRoute() as netlink:
         if config.interface and not netlink.link_lookup(ifname=config.interface):
             raise ConfigError(f"no interface '{config.interface}' on the host")
@@ -72,6 +73,17 @@ def read(config: Config) -> Template:
             _read_family(netlink, config, 4) if config.ipv4 else None,
             _read_family(netlink, config, 6) if config.ipv6 else None,
         )
+
+
+def _check_outbound(config: Config) -> None:
+    """Addresses that connections are to come from must be ours."""
+    for address in config.outbound:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind((str(address), 0))
+            except OSError as e:
+                raise ConfigError(f"connections cannot come from {address}: {e.strerror}") from None
 
 
 def _read_family(netlink: Any, config: Config, version: int) -> Family:
@@ -142,8 +154,8 @@ def _addresses(netlink: Any, family: int, index: int) -> list[IPInterface]:
         flags = message.get("flags") or 0
         text = message.get("local") or message.get("address")
         address = ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
-        link_local = address.version == 6 and address.is_link_local
-        if message["index"] == index and not flags & IFA_F_DEPRECATED and not link_local:
+        local = address.is_loopback or (address.version == 6 and address.is_link_local)
+        if message["index"] == index and not flags & IFA_F_DEPRECATED and not local:
             found.append(address)
     return found
 

@@ -5,6 +5,7 @@ ioctls it lacks are here (linux/if_tun.h).
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -21,6 +22,9 @@ DEVICE = "/dev/net/tun"
 TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
+TUNATTACHFILTER = 0x401054D5
+TUNDETACHFILTER = 0x401054D6
+BPF_RET_K = 0x06
 
 # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
 OFFLOADS = 0x01 | 0x02 | 0x04 | 0x08
@@ -87,12 +91,28 @@ def tap_from_fd(fd: int, offload: bool) -> Device:
     except OSError as e:
         raise ConfigError(f"descriptor {fd} is no tap: {e.strerror}") from None
     name, flags = struct.unpack(IFREQ, data)
-    if not flags & IFF_TAP or not flags & IFF_NO_PI:
+    if not flags & IFF_TAP or not _without_packet_information(fd):
         raise ConfigError(f"descriptor {fd} must be a tap with IFF_NO_PI")
     vnet = bool(flags & IFF_VNET_HDR)
     if vnet:
         _set_offloads(fd, offload)
     return Device(fd, name.split(b"\0")[0].decode(errors="replace"), vnet)
+
+
+def _without_packet_information(fd: int) -> bool:
+    """True if the tap has IFF_NO_PI.
+
+    TUNGETIFF uses the same bit for IFF_NOFILTER, which is set while no filter is attached: so one that
+    lets everything pass is attached for a moment.
+    """
+    accept = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RET_K, 0, 0, 0xFFFFFFFF))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(accept))
+    fcntl.ioctl(fd, TUNATTACHFILTER, program)
+    try:
+        _, flags = struct.unpack(IFREQ, fcntl.ioctl(fd, TUNGETIFF, bytes(struct.calcsize(IFREQ))))
+    finally:
+        fcntl.ioctl(fd, TUNDETACHFILTER, program)
+    return bool(flags & IFF_NO_PI)
 
 
 def _set_offloads(fd: int, on: bool) -> None:

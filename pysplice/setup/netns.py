@@ -39,6 +39,7 @@ IN_DELETE_SELF, IN_DELETE, IN_MOVED_FROM, IN_ATTRIB = 0x400, 0x200, 0x40, 0x4
 IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
 
 HOSTNAME_MAX = 64
+SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh"})
 NETNS_DIRECTORY = "/run/netns"
 MESSAGE_MAX = 65536
 
@@ -61,6 +62,8 @@ class Guest:
 def _call(what: str, result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
+        if number == errno.EINVAL:
+            raise ConfigError(f"cannot {what}: it is none")
         raise ConfigError(f"cannot {what}: {os.strerror(number)}")
     return result
 
@@ -223,6 +226,8 @@ def _run_command(command: tuple[str, ...]) -> int:
         argv = [f"-{program}"]
     child = os.fork()
     if child == 0:
+        if os.path.basename(program) in SHELLS and len(argv) == 1:
+            _own_terminal()
         _exec(program, argv)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
@@ -231,6 +236,23 @@ def _run_command(command: tuple[str, ...]) -> int:
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
+
+
+def _own_terminal() -> None:
+    """Make this process the leader of the terminal's foreground group, if we have a terminal.
+
+    The group that it is in has no number in a new PID namespace, and a shell that wants to give the
+    terminal back to it when it ends (dash) takes that for an error.
+    """
+    try:
+        if os.tcgetpgrp(0) != os.getpgrp():
+            return
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpgrp())
+        signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    except OSError:
+        return
 
 
 def _exec(program: str, argv: list[str]) -> NoReturn:
@@ -251,6 +273,9 @@ def _exec(program: str, argv: list[str]) -> NoReturn:
 def _join(config: Config, template: addresses.Template) -> Guest:
     netns, userns = paths(config)
     net_fd = _open_namespace(netns)
+    if os.path.samestat(os.fstat(net_fd), os.stat("/proc/self/ns/net")):
+        # A tap in there would take over the routes that we need ourselves
+        raise ConfigError(f"{netns} is the network namespace that we run in")
     user_fd = _open_namespace(userns) if userns else -1
     if user_fd >= 0 and os.path.samestat(os.fstat(user_fd), os.stat("/proc/self/ns/user")):
         os.close(user_fd)
@@ -283,6 +308,8 @@ def paths(config: Config) -> tuple[str, str]:
 
 
 def _open_namespace(path: str) -> int:
+    if path.startswith("/proc/") and not os.path.exists(path.rsplit("/ns/", 1)[0]):
+        raise ConfigError(f"there is no process {path.split('/')[2]}")
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
@@ -298,8 +325,8 @@ def _helper(
 ) -> int:
     """Open the tap in the namespace that is joined."""
     if user_fd >= 0:
-        _call("join the user namespace", _libc.setns(user_fd, CLONE_NEWUSER))
-    _call("join the network namespace", _libc.setns(net_fd, CLONE_NEWNET))
+        _call(f"join the user namespace {paths(config)[1]}", _libc.setns(user_fd, CLONE_NEWUSER))
+    _call(f"join the network namespace {paths(config)[0]}", _libc.setns(net_fd, CLONE_NEWNET))
     _send_tap(control, config, template)
     return 0
 

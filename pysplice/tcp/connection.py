@@ -137,6 +137,7 @@ class Connection(Transfer):
     def _syn_ack(self, now: float) -> None:
         # RFC 7323, section 2.2: the window of a SYN is not scaled
         room = min(window.room(self.host.facts(), self.mss_from_tap), window.WINDOW_FIELD_MAX)
+        room = min(room, self.queue.budget or room)
         edge = seq.add(self.seq_from_tap, room)
         if seq.diff(edge, self.wnd_edge_to_tap) > 0:
             self.wnd_edge_to_tap = edge

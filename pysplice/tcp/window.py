@@ -31,13 +31,14 @@ class TapQueue:
         self.budget = budget
 
 
-def queue_budget(ring: int, bytes_per_frame: int, active: int, mss: int) -> int:
+def queue_budget(ring: int, bytes_per_frame: int, active: int) -> int:
     """What one of `active` connections may have unread in a ring of `ring` frames, bytes.
 
-    Half of the ring is shared out, the rest is for everything that no window bounds.  At least two
-    segments, as the kernel's small queues leave a socket two of them (tcp_small_queue_check()).
+    Half of the ring is shared out, the rest is for everything that no window bounds, and for windows that
+    were said when fewer shared it.  At least two frames, as the kernel's small queues leave a socket two
+    segments (tcp_small_queue_check()).
     """
-    return max(ring // 2 * bytes_per_frame // max(active, 1), 2 * mss)
+    return max(ring // 2 // max(active, 1), 2) * bytes_per_frame
 
 
 def scaled(sndbuf: int) -> int:

@@ -13,6 +13,8 @@ import time
 import pytest
 
 from ..support.namespaces import PYSPLICE, stop
+from ..support.transfer import Background, transfer
+from .test_flows import pair
 
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUNSETIFF = 0x400454CA
@@ -99,6 +101,63 @@ def test_ended_by_a_signal(shared_world, number, tmp_path):
     process.stdout.close()
 
 
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, *words: str, **environment: str) -> None:
+        self.parent, child = pty.openpty()
+        self.process = subprocess.Popen(
+            ["setsid", "-c", *words],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            env={**os.environ, **environment},
+        )
+        os.close(child)
+
+    def type(self, text: bytes, pause: float = 0.3) -> None:
+        os.write(self.parent, text)
+        time.sleep(pause)
+
+    def end(self) -> tuple[int, bytes]:
+        """Exit status and all output."""
+        status = self.process.wait(10)
+        output = b""
+        with contextlib.suppress(OSError):
+            while part := os.read(self.parent, 4096):
+                output += part
+        os.close(self.parent)
+        return status, output
+
+
+@pytest.mark.parametrize("words", ((), ("--", "/bin/sh")))
+def test_a_plain_shell_on_a_terminal(shared_world, words):
+    """dash gives the terminal back to the group that it found there."""
+    terminal = Terminal(*shared_world.host.enter(*PYSPLICE, *words), SHELL="/bin/sh")
+    terminal.type(b"exit 5\n", 0)
+    status, output = terminal.end()
+    assert status == 5 and b"Cannot" not in output
+
+
+def test_interrupt_from_the_terminal_is_the_commands(shared_world):
+    script = "import time\ntry: print('up', flush=True); time.sleep(20)\nexcept KeyboardInterrupt: print('caught')"
+    terminal = Terminal(*shared_world.host.enter(*PYSPLICE, "--", "python3", "-c", script))
+    time.sleep(1.5)
+    terminal.type(b"\x03")
+    status, output = terminal.end()
+    assert status == 0 and b"caught" in output
+
+
+def test_interrupt_by_somebody_else_ends_us(shared_world):
+    process = shared_world.host.spawn(
+        *PYSPLICE, "--", "sh", "-c", "echo up; sleep 1", stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    process.stdout.close()
+
+
 def test_a_terminal(shared_world):
     """An interactive shell has job control on the terminal that we were started from."""
     parent, child = pty.openpty()
@@ -169,6 +228,12 @@ def test_gateway_off_the_link(shared_world):
 def test_one_version_only(shared_world, option, there, absent):
     out = command(shared_world, "ip", "addr", "show", "tap0", options=("--config-net", option)).stdout
     assert there in out and absent not in out
+
+
+def test_a_small_mtu_leaves_ipv6_out(shared_world):
+    result = command(shared_world, "ip", "addr", "show", "tap0", options=("--config-net", "-m", "1000"))
+    assert "mtu 1000" in result.stdout and "inet " in result.stdout and "inet6" not in result.stdout
+    assert result.stderr == "pysplice: no IPv6: it needs an MTU of at least 1280\n"
 
 
 def test_a_host_without_network(world):
@@ -317,16 +382,49 @@ def test_attach_to_a_tap_with_several_queues(world):
     echo_through(world, world.guest.connect)
 
 
+def test_a_tap_with_packet_information_is_refused(world):
+    fd = world.guest.call(open_tap, IFF_TAP)
+    result = world.host.run(*PYSPLICE, "--fd", str(fd), check=False, timeout=20, pass_fds=[fd])
+    os.close(fd)
+    assert result.stderr == f"pysplice: descriptor {fd} must be a tap with IFF_NO_PI\n"
+
+
+def open_tap(flags):
+    fd = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap9", flags))
+    return fd
+
+
+@pytest.mark.parametrize("congestion", ("reno", "bbr"))
+def test_a_plain_tap_is_not_overrun(world, congestion):
+    """16 uploads at once over a ring of 1000 frames: none is dropped."""
+    fd = world.guest.call(open_tap, IFF_TAP | IFF_NO_PI)
+    process = joined(world, "-f", "--fd", str(fd), pass_fds=[fd])
+    os.close(fd)
+    try:
+        world.guest.run("ip", "link", "set", "tap9", "up")
+        world.guest.run("ip", "addr", "add", f"{world.HOST4}/24", "dev", "tap9")
+        pairs = [pair(world, 4) for _ in range(16)]
+        for guest, _ in pairs:
+            with contextlib.suppress(OSError):
+                guest.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+        transfers = [
+            Background(transfer, guest, remote, i, 4 << 20) for i, (guest, remote) in enumerate(pairs)
+        ]
+        for running in transfers:
+            running.result(30)
+        for sockets in pairs:
+            for sock in sockets:
+                sock.close()
+        assert world.guest.run("sh", "-c", "grep tap9 /proc/net/dev").stdout.split()[12] == "0"
+    finally:
+        stop(process)
+
+
 @pytest.mark.parametrize("vnet", (False, True))
 @pytest.mark.parametrize("options", ((), ("--no-offload",)))
 def test_a_tap_handed_over(world, vnet, options):
-    def make():
-        fd = os.open("/dev/net/tun", os.O_RDWR)
-        flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0)
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap9", flags))
-        return fd
-
-    fd = world.guest.call(make)
+    fd = world.guest.call(open_tap, IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0))
     process = joined(world, "-f", "--fd", str(fd), *options, pass_fds=[fd])
     os.close(fd)
     try:
@@ -347,8 +445,13 @@ def test_a_tap_handed_over(world, vnet, options):
             ("--netns", "nonesuch"),
             "cannot open the namespace /run/netns/nonesuch: No such file or directory",
         ),
-        (("--netns", "/etc/passwd"), "cannot join the network namespace: Invalid argument"),
-        (("4194303",), "cannot open the namespace /proc/4194303/ns/net: No such file or directory"),
+        (("--netns", "/etc/passwd"), "cannot join the network namespace /etc/passwd: it is none"),
+        (("4194303",), "there is no process 4194303"),
+        (("--netns", "/proc/self/ns/net"), "/proc/self/ns/net is the network namespace that we run in"),
+        (
+            ("-o", "192.0.2.77", "true"),
+            "connections cannot come from 192.0.2.77: Cannot assign requested address",
+        ),
         (("-i", "nonesuch", "true"), "no interface 'nonesuch' on the host"),
         (
             ("--tap", "lo", "true"),

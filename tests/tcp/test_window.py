@@ -114,6 +114,7 @@ def test_scale_is_the_kernels(space, scale):
 
 
 def test_queue_budget():
-    assert window.queue_budget(1000, 1400, 1, 1460) == 700_000
-    assert window.queue_budget(1000, 1400, 10, 1460) == 70_000
-    assert window.queue_budget(1000, 100, 64, 1460) == 2920
+    assert window.queue_budget(1000, 1400, 1) == 700_000
+    assert window.queue_budget(1000, 1400, 10) == 70_000
+    assert window.queue_budget(1000, 100, 64) == 700
+    assert window.queue_budget(1000, 100, 6400) == 200
