@@ -135,11 +135,19 @@ static int bad_ipv4(const uint8_t *src, const uint8_t *dst)
 
 static int bad_ipv6(const uint8_t *src, const uint8_t *dst)
 {
-	static const uint8_t zero[15];
+	/* ::/96 has the unspecified and the loopback address, ::ffff:0:0/96 is
+	 * IPv4 to a socket, and would lead past what is said of IPv4 */
+	static const uint8_t low[2][12] = {
+		{0},
+		{[10] = 0xff, [11] = 0xff},
+	};
 
-	return src[0] == 0xff || dst[0] == 0xff ||
-	       (!memcmp(src, zero, 15) && src[15] <= 1) ||
-	       (!memcmp(dst, zero, 15) && dst[15] <= 1);
+	if (src[0] == 0xff || dst[0] == 0xff)
+		return 1;
+	for (int i = 0; i < 2; i++)
+		if (!memcmp(src, low[i], 12) || !memcmp(dst, low[i], 12))
+			return 1;
+	return 0;
 }
 
 static enum frame_kind parse_ipv4(const uint8_t *frame, size_t len, int trusted,

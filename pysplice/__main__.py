@@ -4,6 +4,7 @@ Imports `cli`, `setup` and `proxy`; everything that can go wrong before the comm
 one line on stderr and exit status 1.
 """
 
+import dataclasses
 import ipaddress
 import os
 import signal
@@ -20,8 +21,9 @@ DESCRIPTORS_RESERVED = 64
 
 def main() -> int:
     """The command `pysplice`; returns its exit status."""
-    # As pasta: SIGINT ends us at once
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # As pasta: SIGINT ends us at once, unless whoever started us ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         config = cli.parse(sys.argv[1:])
     except cli.Usage as e:
@@ -52,6 +54,9 @@ def run(config: Config, log: Log) -> int:
 
     if config.tap_fd is not None and (config.config_net or config.ns_mac):
         raise ConfigError("--config-net and --ns-mac-addr do not go with --fd")
+    if config.netns and "/" in config.netns:
+        # In the background the working directory is another one
+        config = dataclasses.replace(config, netns=os.path.abspath(config.netns))
     pid_fd = isolation.open_pid_file(config.pid_file) if config.pid_file else -1
     template = addresses.read(config)
     guest = netns.start(config, template)

@@ -7,6 +7,7 @@ import heapq
 import ipaddress
 import itertools
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,15 +94,18 @@ class Flows:
         """When the first timer fires."""
         return self._heap[0][0] if self._heap else NEVER
 
-    def expire(self, now: float) -> None:
-        """Run the timers that are due."""
+    def expire(self, now: float, failed: Callable[[Flow, Exception], None]) -> None:
+        """Run the timers that are due; `failed` hears of a flow whose timer raised."""
         while self._heap and self._heap[0][0] <= now:
             at, _, flow = heapq.heappop(self._heap)
             if flow.wake_at != at:
                 continue
             flow.wake_at = NEVER
             if flow.connection.deadline() <= now:
-                flow.connection.on_timer(now)
+                try:
+                    flow.connection.on_timer(now)
+                except Exception as e:
+                    failed(flow, e)
             self.settle(flow)
 
     def all(self) -> list[Flow]:

@@ -33,7 +33,7 @@ POOL_WARM = 32
 # Windows are rounded up to what their scale can say, once for each acknowledgement
 KEEP_SLACK = 64 * 1024
 
-EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 EVENTS_PER_POLL = 256
 
 ABORT = struct.pack("ii", 1, 0)  # struct linger: a close() that resets
@@ -159,6 +159,10 @@ class HostSockets:
         try:
             # The guest has decided on segments already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Urgent data is data: where it stands is for neither of us to change
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # A remote host that is gone is found by the kernel's own probes
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if interface:

@@ -6,6 +6,7 @@ asks for services/.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import os
@@ -25,7 +26,7 @@ from .tap import TapDevice, TapEnd
 from .tcp import seq, window
 from .tcp.connection import UNREACHABLE, Connection
 from .tcp.doors import ACK, FIN, RST, SYN, Run
-from .tcp.events import CLOSED
+from .tcp.events import CLOSED, SOCK_FIN_SENT
 
 KEY4_LEN = 12
 IPV4_HEADER = 20
@@ -34,6 +35,12 @@ TCP_HEADER = 20
 
 WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
 WMEM_MAX_DEFAULT = 4 * 1024 * 1024
+
+# How long what an ended command, or somebody in an ended namespace, has said may take to go out, seconds
+LINGER_COMMAND = 10.0
+LINGER_NAMESPACE = 1.0
+
+LAST_BATCHES = 16
 
 # Flows that sent data within one to two of these periods share the ring of a tap with plain frames
 ACTIVE_PERIOD = 0.1
@@ -100,6 +107,7 @@ class Proxy:
         self._timer_at = float("inf")
         self._status = 0
         self._command = False
+        self._ending = False
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back when a descriptor of somebody else's is readable."""
@@ -117,7 +125,7 @@ class Proxy:
             status = on_watch()
             if status is not None:
                 loop.remove_reader(watch_fd)
-                self.stop(status)
+                self._end(status)
 
         loop.add_reader(self.tap.fileno(), self._on_tap)
         loop.add_reader(self.hosts.fileno(), self._on_hosts)
@@ -128,8 +136,7 @@ class Proxy:
         try:
             loop.run_forever()
         finally:
-            for flow in self.flows.all():
-                flow.connection.host.abort()
+            self._bury()
             self.hosts.close()
             self.tap.close()
             loop.close()
@@ -138,6 +145,32 @@ class Proxy:
     def stop(self, status: int) -> None:
         self._status = status
         self._loop.stop()
+
+    def _end(self, status: int) -> None:
+        """The command or the namespace has ended: what it has said still goes out, if that is soon."""
+        self._status = status
+        self._ending = True
+        linger = LINGER_COMMAND if self._command else LINGER_NAMESPACE
+        self._loop.call_later(linger, self.stop, status)
+        self._on_tap()
+
+    def _all_said(self) -> bool:
+        """True if no flow waits for the rest of what its guest had to say."""
+        return all(flow.connection.facts & SOCK_FIN_SENT for flow in self.flows.all())
+
+    def _bury(self) -> None:
+        """The end of all flows: what was passed on completely is the kernel's to deliver."""
+        with contextlib.suppress(OSError):
+            for _ in range(LAST_BATCHES):
+                runs, frames = self.tap.drain()
+                if not runs and not frames:
+                    break
+                self._take_runs(runs, frames)
+        for flow in self.flows.all():
+            if flow.connection.facts & SOCK_FIN_SENT:
+                flow.connection.host.close()
+            else:
+                flow.connection.host.abort()
 
     # Readiness
 
@@ -148,40 +181,52 @@ class Proxy:
             # The device is gone, often with its namespace.  A command that runs goes on without it.
             self._loop.remove_reader(self.tap.fileno())
             self.log.warning(f"the tap is gone: {e.strerror}")
-            if not self._command:
-                self.stop(0)
+            if not self._command or self._ending:
+                self.stop(self._status)
             return
+        self._take_runs(runs, frames)
+
+    def _take_runs(self, runs: Sequence[Run], frames: Sequence[bytes]) -> None:
+        """What a batch of frames means for flows and services."""
         now = time.monotonic()
         lookup = self.flows.lookup
         settle = self.flows.settle
         if not self.tap.vnet:
             self._share_ring(runs, now)
-        heard = []
+        heard: list[Flow] = []
         for run in runs:
-            flow = lookup(run.key)
-            if flow is None:
-                flow = self._birth(run, now)
+            flow = lookup(run.key)  # type: ignore[attr-defined]
+            try:
                 if flow is None:
-                    continue
-            else:
-                flow.connection.on_tap(run, now)
-                if flow.connection.facts & CLOSED and run.flags & SYN:
-                    # The old connection has made place for a new one with the same ports
-                    settle(flow)
                     flow = self._birth(run, now)
                     if flow is None:
                         continue
-                elif flow.connection.ack_due:
-                    heard.append(flow.connection)
-            settle(flow)
-            if self.log.debug_on and flow.connection.facts & CLOSED:
-                self._say_end(flow)
+                else:
+                    flow.connection.on_tap(run, now)
+                    if flow.connection.ack_due:
+                        heard.append(flow)
+                    elif flow.connection.facts & CLOSED and run.flags & SYN:
+                        # The old connection has made place for a new one with the same ports
+                        settle(flow)
+                        flow = self._birth(run, now)
+                        if flow is None:
+                            continue
+            except Exception as e:
+                self._failed(flow, e)
+            if flow is not None:
+                settle(flow)
+                if self.log.debug_on and flow.connection.facts & CLOSED:
+                    self._say_end(flow)
         for frame in frames:
             self._serve(frame)
         # An answer that is there by now carries the acknowledgement
         self._on_hosts()
-        for connection in heard:
-            connection.acknowledge()
+        for flow in heard:
+            try:
+                flow.connection.acknowledge()
+            except Exception as e:
+                self._failed(flow, e)
+                settle(flow)
 
     def _on_hosts(self) -> None:
         now = time.monotonic()
@@ -190,11 +235,23 @@ class Proxy:
         for fd, ready in self.hosts.poll():
             flow = owners.get(fd)
             if flow is not None:
-                flow.connection.on_host(ready, now)
+                try:
+                    flow.connection.on_host(ready, now)
+                except Exception as e:
+                    self._failed(flow, e)
                 settle(flow)
                 if self.log.debug_on and flow.connection.facts & CLOSED:
                     self._say_end(flow)
         self._set_timer()
+        if self._ending and self._all_said():
+            self.stop(self._status)
+
+    def _failed(self, flow: Flow | None, error: Exception) -> None:
+        """A defect of ours met one flow: it is reset, and the others of its batch go on."""
+        name = flow_name(flow.key) if flow is not None else "no flow"
+        self.log.defect(f"{name}: {type(error).__name__}: {error}", time.monotonic())
+        if flow is not None:
+            flow.connection.reset(errno.EIO)
 
     def _set_timer(self) -> None:
         at = self.flows.next_deadline()
@@ -208,7 +265,7 @@ class Proxy:
         self._timer = None
         self._timer_at = float("inf")
         # The loop counts in milliseconds, and may be one early
-        self.flows.expire(time.monotonic() + 0.001)
+        self.flows.expire(time.monotonic() + 0.001, self._failed)
         self._set_timer()
 
     def _share_ring(self, runs: Sequence[Run], now: float) -> None:

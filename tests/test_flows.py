@@ -61,11 +61,32 @@ def test_timers_fire_in_order_and_once():
     flows.settle(late)
     flows.settle(early)
     assert flows.next_deadline() == 3.0
-    flows.expire(4.0)
+    flows.expire(4.0, None)
     assert (early.connection.fired, late.connection.fired) == ([4.0], [])
-    flows.expire(9.0)
+    flows.expire(9.0, None)
     assert late.connection.fired == [9.0]
     assert flows.next_deadline() == NEVER
+
+
+def test_a_timer_that_raises_harms_no_other():
+    class Broken(Stub):
+        def on_timer(self, now: float) -> None:
+            raise RuntimeError
+
+    flows, failed = Flows(10), []
+    broken, sound = flows.add(b"1", Broken(1.0)), flows.add(b"2", Stub(2.0))
+    flows.settle(broken)
+    flows.settle(sound)
+    broken.connection.facts = 0
+
+    def note(flow, error):
+        failed.append(flow)
+        flow.connection.facts = CLOSED
+
+    flows.expire(5.0, note)
+    assert failed == [broken]
+    assert sound.connection.fired == [5.0]
+    assert flows.lookup(b"1") is None
 
 
 def test_a_deadline_that_moved_is_looked_at_again():
@@ -74,7 +95,7 @@ def test_a_deadline_that_moved_is_looked_at_again():
     flows.settle(flow)
     flow.connection.at = 7.0
     flows.settle(flow)
-    flows.expire(3.5)
+    flows.expire(3.5, None)
     assert flow.connection.fired == []
     assert flows.next_deadline() == 7.0
     flow.connection.at = 4.0  # and one that moved forward

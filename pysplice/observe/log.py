@@ -23,8 +23,8 @@ class Log:
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads it any more
+        except (OSError, ValueError, AttributeError):
+            pass  # nobody reads it any more, or there never was a stderr
 
     def warning(self, text: str) -> None:
         self._write(f"pysplice: {text}")
@@ -48,6 +48,12 @@ class Log:
         missed = self._missed.pop(cause, 0)
         more = f" (and {missed} more)" if missed else ""
         self._write(f"{cause}: {text}{more}")
+
+    def defect(self, text: str, now: float) -> None:
+        """Something that should not happen: said whatever the level, once a second at most."""
+        if now - self._said.get("defect", -REPEAT_AFTER) >= REPEAT_AFTER:
+            self._said["defect"] = now
+            self._write(f"pysplice: internal error: {text}")
 
     def silence(self) -> None:
         """Say nothing from now on: stderr belongs to somebody else."""

@@ -23,6 +23,9 @@ ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 UNSPECIFIED = bytes(16)
 
 ROUTER_LIFETIME = 65535
+
+# Solicitations have an option or two; longer ones only cost time
+SOLICITATION_MAX = 1024
 FOREVER = 0xFFFFFFFF
 
 
@@ -49,7 +52,7 @@ def answer(
         return None
     (length,) = struct.unpack_from("!H", packet, 4)
     message = packet[40 : 40 + length]
-    if len(message) < max(8, length) or message[1] != 0:
+    if len(message) < max(8, length) or length > SOLICITATION_MAX or message[1] != 0:
         return None
     source, destination = packet[8:24], packet[24:40]
     if checksum(source + destination + struct.pack("!II", length, 58) + message) != b"\0\0":

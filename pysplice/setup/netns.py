@@ -80,7 +80,9 @@ class Command:
 
     def let_go(self) -> None:
         """Run the command: everything it needs is there."""
-        self._control.send(b"go")
+        # If its init is gone, wait() will say so
+        with contextlib.suppress(OSError):
+            self._control.send(b"go")
         self._control.close()
 
     def wait(self) -> int:
@@ -109,8 +111,9 @@ def _spawn(config: Config, template: addresses.Template) -> Guest:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     uid, gid, parent = os.geteuid(), os.getegid(), os.getpid()
     number = SYS_CLONE.get(platform.machine(), 120)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     pid = _libc.syscall(number, flags | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
         ours.close()

@@ -13,7 +13,7 @@ it has looked whether a host socket has an answer that can carry the acknowledge
 import errno
 
 from . import seq, window
-from .doors import ACK, CLOSING, ERROR, FIN, HANGUP, READABLE, RST, SYN, WRITABLE, Run
+from .doors import ACK, CLOSING, ERROR, FIN, HANGUP, READABLE, RST, SYN, URGENT, WRITABLE, Run
 from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, SOCK_FIN_RCVD, TAP_SYN_ACK_SENT
 from .timing import NEVER, keepalive_at
 from .transfer import Transfer
@@ -39,7 +39,7 @@ class Connection(Transfer):
         """A run of segments from the guest."""
         if self.facts & CLOSED:
             return
-        self.seen_at = now
+        self.quiet_since = now
         self.unanswered = 0
         flags = run.flags
         if not self.facts & ESTABLISHED and not self._handshake(run, now):
@@ -75,18 +75,22 @@ class Connection(Transfer):
         if facts & CLOSED:
             return
         if not facts & SOCK_CONNECTED:
-            if ready & (WRITABLE | ERROR | HANGUP):
-                self._connected(now)
-            return
+            if not ready & (WRITABLE | ERROR | HANGUP):
+                return
+            self._connected(now)
+            facts = self.facts
+            if facts & CLOSED:
+                return
+            # The remote host may have spoken first: its edge is this one
         if ready & WRITABLE and self.armed:
             self.armed = False
             self._writable()
             if self.facts & CLOSED:
                 return
-        if ready & (READABLE | CLOSING | ERROR | HANGUP):
-            self.host_readable = True
-            if ready & (CLOSING | ERROR | HANGUP):
-                self.host_closing = True
+        if ready & (READABLE | URGENT | CLOSING | ERROR | HANGUP):
+            self.host_readable = not facts & SOCK_FIN_RCVD
+            if ready & (URGENT | CLOSING | ERROR | HANGUP):
+                self.short_read_ends = False
             nothing_to_read = not facts & ESTABLISHED or facts & SOCK_FIN_RCVD or self._window_left() <= 0
             if ready & ERROR and nothing_to_read:
                 # Otherwise reading yields the error, behind what came before it
@@ -107,6 +111,13 @@ class Connection(Transfer):
         """Acknowledge what was read, unless a segment with data has done so."""
         if self.ack_due and not self.facts & CLOSED:
             self._ack()
+
+    def reset(self, error: int) -> None:
+        """Cut the connection short in both directions, whatever state it is in."""
+        if not self.facts & CLOSED:
+            self.error = error
+            self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+            self._abort_host()
 
     def deadline(self) -> float:
         """When on_timer() has something to do, `NEVER` if nothing is awaited."""
@@ -217,10 +228,11 @@ class Connection(Transfer):
     def _keepalive_at(self) -> float:
         if not self.facts & ESTABLISHED or self.retransmit_at != NEVER:
             return NEVER
-        return keepalive_at(self.seen_at, self.unanswered)
+        return keepalive_at(self.quiet_since)
 
     def _keepalive(self, now: float) -> None:
         """The guest was silent for long (RFC 9293, 3.8.4)."""
+        self.quiet_since = now
         self.unanswered += 1
         if self.unanswered > KEEPALIVE_PROBES:
             self._gone()

@@ -16,6 +16,7 @@ ACK = 0x10
 
 # What a host socket is ready for: the bits of epoll(7)
 READABLE = 0x001
+URGENT = 0x002  # EPOLLPRI: a read stops short at the urgent mark
 WRITABLE = 0x004
 ERROR = 0x008
 HANGUP = 0x010

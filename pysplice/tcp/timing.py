@@ -66,7 +66,7 @@ class RoundTrip:
         return min(self.rto * (1 << self.backoff), RTO_MAX)
 
 
-def keepalive_at(seen_at: float, unanswered: int) -> float:
-    """When to ask a guest that was last heard at `seen_at`, `unanswered` questions later."""
-    at = seen_at + KEEPALIVE_IDLE * (unanswered + 1)
+def keepalive_at(quiet_since: float) -> float:
+    """When to ask a guest that was last heard, or asked, at `quiet_since`."""
+    at = quiet_since + KEEPALIVE_IDLE
     return at + -at % KEEPALIVE_TICK

@@ -25,6 +25,11 @@ from .timing import NEVER, RoundTrip
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
 
+# A guest that asks for less would have us send a frame for every few bytes (Linux: TCP_MIN_SND_MSS is 48),
+# and so many segments under way are enough for any
+MSS_MIN = 88
+SEGMENTS_MAX = 1024
+
 DUP_ACKS = 3  # RFC 5681, section 3.2
 
 # Read from the host socket in one piece: both copies then find it in the processor's cache
@@ -32,6 +37,9 @@ RECEIVE_CHUNK = 256 * 1024
 
 # Sent again in one frame
 RETRANSMIT_MAX = 64 * 1024 - 1024
+
+# How far rounding may move the right edge beyond the room; what is kept for it allows for this much
+ROUNDED_UP_MAX = 32 * 1024
 
 # Out-of-order segments answered one by one with a duplicate ACK each
 DUP_ACKS_SENT_MAX = 64
@@ -52,21 +60,22 @@ class Transfer:
         "error",
         "facts",
         "host",
-        "host_closing",
         "host_readable",
         "irs",
         "kept",
         "mss_from_tap",
         "mss_to_tap",
         "queue",
+        "quiet_since",
         "recover",
         "retransmissions",
         "retransmit_at",
         "round_trip",
-        "seen_at",
+        "rounded_up",
         "seq_ack_from_tap",
         "seq_from_tap",
         "seq_to_tap",
+        "short_read_ends",
         "short_sends",
         "stream_len",
         "tap",
@@ -103,6 +112,7 @@ class Transfer:
         self.mss_from_tap = mss
         self.kept = 0  # bytes read that the host socket did not take yet
         self.ack_due = False  # something was read since the last acknowledgement
+        self.rounded_up = 0  # how far rounding has moved the edge since the room last grew
         self.armed = False  # the host socket will report when it is writable
 
         # To the guest: what we sent and what of it is acknowledged
@@ -110,7 +120,7 @@ class Transfer:
         self.seq_ack_from_tap = isn
         self.stream_len = 0  # bytes taken from the host socket and not acknowledged
         self.wnd_from_tap = run.window
-        self.mss_to_tap = min(run.mss or MSS_DEFAULT, mss)
+        self.mss_to_tap = min(max(run.mss or MSS_DEFAULT, MSS_MIN), mss)
         # RFC 7323, section 2.2: both ends scale or none does
         self.wscale_ok = run.wscale >= 0
         self.ws_from_tap = run.wscale if self.wscale_ok else 0
@@ -118,13 +128,13 @@ class Transfer:
 
         # Readiness is reported by edges: it holds until the socket said EAGAIN
         self.host_readable = False
-        self.host_closing = False
+        self.short_read_ends = True
 
         self.round_trip = RoundTrip()
         self.dup_acks = 0
         self.recover = -1  # loss recovery ends when this is acknowledged
         self.retransmit_at = NEVER
-        self.seen_at = now
+        self.quiet_since = now
         self.unanswered = 0
         self.retransmissions = 0
         self.short_sends = 0
@@ -233,11 +243,20 @@ class Transfer:
 
     def _window_field(self, room: int) -> int:
         """The window as it goes on the wire; moves the right edge to what it says."""
-        field = room >> self.ws_to_tap
-        if field << self.ws_to_tap < self._room_left():
-            # As the kernel does (tcp_select_window()): rounding must not move the edge left
+        left = self._room_left()
+        field = min(room >> self.ws_to_tap, window.WINDOW_FIELD_MAX)
+        gain = (field << self.ws_to_tap) - left
+        if gain >= 0:
+            self.rounded_up = 0 if gain else self.rounded_up
+        elif field < window.WINDOW_FIELD_MAX:
+            # As the kernel does (tcp_select_window()): rounding must not move the edge left.  But many small
+            # segments must not push it on for ever either: then it dips by less than the scale can say
+            # (RFC 7323, 2.4), and what lies between is still accepted.
+            gain += 1 << self.ws_to_tap
+            if self.rounded_up + gain > ROUNDED_UP_MAX:
+                return field
+            self.rounded_up += gain
             field += 1
-        field = min(field, window.WINDOW_FIELD_MAX)
         self.wnd_edge_to_tap = seq.add(self.seq_from_tap, field << self.ws_to_tap)
         return field
 
@@ -324,7 +343,8 @@ class Transfer:
             moved = 0
             # No more than can be sent at once: the rest is better off in the kernel
             limit = self._whole_segments(left, in_flight) - unsent
-            limit = min(limit, RECEIVE_CHUNK, self.host.capacity - self.stream_len)
+            most = min(self.host.capacity, SEGMENTS_MAX * self.mss_to_tap)
+            limit = min(limit, RECEIVE_CHUNK, most - self.stream_len)
             if self.host_readable and limit > 0:
                 moved = self._from_host(limit)
                 if self.facts & CLOSED:
@@ -359,8 +379,8 @@ class Transfer:
         n = self.host.receive(limit)
         if n > 0:
             self.stream_len += n
-            # epoll(7): a short read has emptied the socket, unless its end is next
-            if n < limit and not self.host_closing:
+            # epoll(7): a short read has emptied the socket, unless its end or an urgent mark is next
+            if n < limit and self.short_read_ends:
                 self.host_readable = False
             return n
         if n == 0:
@@ -396,6 +416,10 @@ class Transfer:
             return 0
         self.ack_due = False
         self.seq_to_tap = seq.add(self.seq_to_tap, sent)
+        if not in_flight:
+            # Whatever was waited for before, a probe's answer it may be, is over
+            self.round_trip.backoff = 0
+            self.retransmit_at = now + self.round_trip.rto
         if self.recover < 0:
             self.round_trip.sent(self.seq_to_tap, now)
         return sent

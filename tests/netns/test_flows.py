@@ -26,6 +26,14 @@ def pair(world, version):
     return guest, remote
 
 
+def exactly(sock, n):
+    """n bytes, or what there is before the end (MSG_WAITALL means nothing to a socket with a time-out)."""
+    got = b""
+    while len(got) < n and (part := sock.recv(n - len(got))):
+        got += part
+    return got
+
+
 @BOTH
 def test_bytes_arrive_both_ways_at_once(served, version):
     guest, remote = pair(served, version)
@@ -35,6 +43,47 @@ def test_bytes_arrive_both_ways_at_once(served, version):
         down = Background(transfer, remote, guest, 2, size)
         up.result()
         down.result()
+
+
+@BOTH
+@pytest.mark.parametrize("close", (False, True))
+def test_server_speaks_first(served, version, close):
+    """What the remote host says at once is reported together with the end of connect()."""
+    address = served.remote_address(version)
+    with served.remote.listen(address) as listener:
+        port = listener.getsockname()[1]
+
+        def greet() -> None:
+            for _ in range(50):
+                sock, _ = listener.accept()
+                sock.sendall(b"220 ready\r\n")
+                if close:
+                    sock.close()
+                else:
+                    kept.append(sock)
+
+        kept = []
+        greeting = Background(greet)
+        for _ in range(50):
+            with served.guest.connect(address, port) as sock:
+                sock.settimeout(5)
+                assert exactly(sock, 11) == b"220 ready\r\n"
+                if close:
+                    assert sock.recv(1) == b""
+        greeting.result()
+        for sock in kept:
+            sock.close()
+
+
+def test_urgent_data_is_data(served):
+    """A read stops at the urgent mark: that is not the end of what there is."""
+    guest, remote = pair(served, 4)
+    with guest, remote:
+        for _ in range(20):
+            remote.send(b"abc")
+            remote.send(b"!", socket.MSG_OOB)
+            remote.send(b"def")
+            assert exactly(guest, 7) == b"abc!def"
 
 
 @BOTH
@@ -84,6 +133,20 @@ def test_reset_by_the_remote_host(served, version):
         remote.close()
         with pytest.raises(ConnectionResetError):
             guest.recv(1)
+
+
+def test_reset_by_the_remote_host_that_had_said_all(served):
+    """Half-closed first, then closed with unread data: the guest, which only writes, is told."""
+    guest, remote = pair(served, 4)
+    with guest:
+        remote.shutdown(socket.SHUT_WR)
+        assert guest.recv(1) == b""
+        guest.sendall(b"unread")
+        time.sleep(0.1)
+        remote.close()
+        time.sleep(0.1)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            guest.sendall(b"more")
 
 
 @BOTH
@@ -155,7 +218,7 @@ def test_small_writes_arrive_in_time(served):
         begun = time.monotonic()
         for i in range(1000):
             guest.sendall(struct.pack("I", i))
-            assert guest.recv(4, socket.MSG_WAITALL) == struct.pack("I", i)
+            assert exactly(guest, 4) == struct.pack("I", i)
         assert time.monotonic() - begun < 10
         guest.shutdown(socket.SHUT_WR)
 

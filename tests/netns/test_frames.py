@@ -146,6 +146,34 @@ def test_ports_are_used_again(served, wire):
             remote.close()
 
 
+@pytest.mark.parametrize("address", ("::ffff:127.0.0.1", "::ffff:10.99.0.2", "::1", "::", "::127.0.0.1"))
+def test_ipv6_is_no_way_to_ipv4(served, wire, address):
+    """A socket would take these addresses for IPv4's, past what is said of those."""
+    with served.host.listen("127.0.0.1") as here, served.remote.listen(served.REMOTE4) as there:
+        for listener in (here, there):
+            listener.settimeout(0.3)
+            port = listener.getsockname()[1]
+            ip = IPv6(src=ADDRESS6, dst=address)
+            wire.send(Ether(src=GUEST_MAC, dst=OUR_MAC) / ip / TCP(sport=5, dport=port, flags="S"))
+            with pytest.raises(TimeoutError):
+                listener.accept()
+
+
+def test_long_solicitations_cost_nothing(served, wire):
+    """64 KiB of options, 200 times, beside requests and responses."""
+    options = bytes((14, 1, 0, 0, 0, 0, 0, 0)) * 8000
+    ns = ICMPv6ND_NS(tgt="fd99::200") / Raw(options)
+    frame = bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / IPv6(src="fe80::77", dst="ff02::1") / ns)
+    guest, remote = pair(served, 4)
+    with guest, remote:
+        for _ in range(200):
+            wire.send(frame)
+        begun = time.monotonic()
+        guest.sendall(b"x")
+        assert remote.recv(1) == b"x"
+        assert time.monotonic() - begun < 1
+
+
 def test_arp_and_ndp(served, wire):
     wire.send(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff")
               / ARP(hwsrc=GUEST_MAC, psrc=ADDRESS4, pdst="10.99.0.200"))  # fmt: skip

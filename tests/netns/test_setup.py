@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from ..support.namespaces import PYSPLICE, stop
+from ..support.namespaces import PYSPLICE, run, stop
 from ..support.transfer import Background, transfer
 from .test_flows import pair
 
@@ -82,6 +82,55 @@ def test_background_children_die_with_the_command(shared_world):
 def test_without_a_pid_namespace(shared_world):
     result = command(shared_world, "sh", "-c", "echo $$", options=("--no-pidns",))
     assert int(result.stdout) > 10
+
+
+SPEAKER = """
+import socket, sys
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+sock.sendall(bytes(range(256)) * (int(sys.argv[3]) // 256))
+"""
+
+
+@pytest.mark.parametrize("size", (60_160, 3 << 20))
+def test_what_was_said_before_the_end_arrives(shared_world, size):
+    """The command ends with its connection full of data, and the remote host reads slowly."""
+    world = shared_world
+    with world.remote.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind((world.REMOTE4, 0))
+        listener.listen()
+        words = ("python3", "-c", SPEAKER, world.REMOTE4, str(listener.getsockname()[1]), str(size))
+        process = world.host.spawn(*PYSPLICE, "--config-net", "--", *words)
+        remote, _ = listener.accept()
+        with remote:
+            time.sleep(1)
+            got = b""
+            while part := remote.recv(65536):
+                got += part
+                time.sleep(0.001)
+        assert got == bytes(range(256)) * (size // 256)
+        assert process.wait(15) == 0
+
+
+def test_a_relative_path_in_the_background(world, tmp_path):
+    """Something else in the directory goes away: we stay."""
+    os.chdir("/run/netns")
+    (tmp_path / "pid").touch()
+    other = "/run/netns/other"
+    open(other, "w").close()
+    world.host.run(*PYSPLICE, "--netns", f"./{world.guest.name}", "-P", str(tmp_path / "pid"), timeout=15)
+    pid = int((tmp_path / "pid").read_text())
+    os.unlink(other)
+    time.sleep(0.5)
+    assert os.path.exists(f"/proc/{pid}")
+    os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("closed", (1, 2))
+def test_a_closed_stream(shared_world, closed):
+    words = " ".join(shared_world.host.enter(*PYSPLICE, "--", "sh", "-c", "'exit 4'"))
+    result = run("sh", "-c", f"{words} {closed}>&-", check=False)
+    assert result.returncode == 4 and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGQUIT))

@@ -6,7 +6,7 @@ import pytest
 
 from pysplice.tcp import seq
 from pysplice.tcp.connection import RETRIES, SYN_ACK_RETRIES
-from pysplice.tcp.doors import ACK, ERROR, FIN, HANGUP, PSH, RST, SYN, WRITABLE
+from pysplice.tcp.doors import ACK, CLOSING, ERROR, FIN, HANGUP, PSH, READABLE, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
 from pysplice.tcp.timing import NEVER
 from pysplice.tcp.transfer import DUP_ACKS
@@ -63,6 +63,18 @@ def test_repeated_syn():
     first = scene.connected()
     scene.connection.on_tap(scene.syn, scene.now)
     assert scene.tap.take() == [first]
+
+
+def test_the_remote_host_speaks_first():
+    """Its data and its end come with the very event that ends connect()."""
+    scene = Scene()
+    scene.host.inbox += b"220 ready"
+    scene.host.eof = True
+    scene.connection.on_host(WRITABLE | READABLE | CLOSING, scene.now)
+    scene.tap.take()
+    data, fin = scene.guest()
+    assert data.payload == b"220 ready"
+    assert fin.flags == FIN | ACK
 
 
 def test_another_syn_on_the_same_ports_ends_the_attempt():
@@ -182,6 +194,24 @@ def test_fin_waits_for_kept_bytes():
     assert scene.host.shut
     scene.host.drain()
     assert scene.host.wire == b"a" * 3000
+
+
+@pytest.mark.parametrize("size", (1, 100, 127))
+def test_many_small_segments_close_the_window_too(size):
+    """Rounding to the scale must not push the right edge on for ever."""
+    scene = Scene(sndbuf=50_000).established()
+    scene.host.sndbuf = 0
+    kept = before = 0
+    for _ in range(200_000 // size):
+        (ack,) = scene.guest(b"z" * size, at=seq.diff(scene.connection.seq_from_tap, scene.next))
+        if not ack.window:
+            break
+        # nothing that fits into the window is refused
+        kept = len(scene.host.kept)
+        assert kept == before + size
+        before = kept
+    assert ack.window == 0
+    assert kept < 50_000 + 40_000
 
 
 def test_bytes_beyond_the_window_are_not_taken():
@@ -448,6 +478,38 @@ def test_tap_that_refuses_is_tried_again():
     assert b"x" * 100 in [s.payload for s in sent]
 
 
+def test_the_end_is_learnt_once():
+    """The tap does not take what comes before the FIN, and the socket goes on to report its end."""
+    scene = Scene().established()
+    scene.tap.down = True
+    scene.remote(b"x" * 100, eof=True)
+    scene.ready(WRITABLE)
+    scene.ready(HANGUP)
+    scene.advance(5)
+    scene.tap.down = False
+    sent = scene.advance(60)
+    assert sent[0].payload == b"x" * 100 and sent[1].flags & FIN
+
+
+def test_an_opened_window_starts_the_timer_anew():
+    """The probes of a window that was closed for long say nothing of what is sent afterwards."""
+    scene = Scene().established()
+    scene.guest(window=0)
+    scene.remote(b"x" * 100)
+    for _ in range(200):
+        scene.now = min(scene.connection.deadline(), scene.now + 2)
+        scene.connection.on_timer(scene.now)
+        scene.guest(window=0)
+    scene.guest(window=512)
+    assert scene.connection.deadline() - scene.now <= 1.01
+
+
+def test_many_tiny_segments_are_not_asked_for():
+    scene = Scene(guest_mss=1).established()
+    (data,) = scene.remote(b"d" * 1000)
+    assert data.mss == 88
+
+
 def test_fin_is_retransmitted():
     scene = Scene().established()
     (fin,) = scene.remote(eof=True)
@@ -467,6 +529,25 @@ def test_idle_guest_is_probed_and_given_up():
     sent = scene.advance(600)
     assert sent[-1].flags & RST
     assert scene.connection.error == errno.ETIMEDOUT
+
+
+def test_a_pause_is_no_silence():
+    """The process was stopped for ten minutes: the guest is asked, and has time to answer."""
+    scene = Scene().established()
+    scene.now += 600
+    scene.connection.on_timer(scene.now)
+    assert len(scene.tap.take()) == 1
+    assert scene.connection.deadline() >= scene.now + 29
+    assert not scene.facts & CLOSED
+
+
+def test_reset_in_both_directions():
+    scene = Scene().established()
+    scene.connection.reset(errno.EIO)
+    assert scene.tap.take()[0].flags & RST
+    assert scene.host.closed == "aborted"
+    scene.connection.reset(errno.EIO)  # once more is nothing
+    assert scene.tap.take() == []
 
 
 def test_idle_connections_share_their_wake_ups():

@@ -59,6 +59,5 @@ def test_bounds():
 
 
 def test_keepalive_comes_in_ticks():
-    assert keepalive_at(1000.0, 0) == 1030.0
-    assert keepalive_at(1000.1, 0) == keepalive_at(1009.9, 0) == 1040.0
-    assert keepalive_at(1000.0, 2) == 1090.0
+    assert keepalive_at(1000.0) == 1030.0
+    assert keepalive_at(1000.1) == keepalive_at(1009.9) == 1040.0
