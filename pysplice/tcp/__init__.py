@@ -59,7 +59,9 @@ of its buffers, and the payload in it (SIOCOUTQ).  ``scaled`` stands in where th
 Large enough, and the kernel grows the buffer by itself; too large, and sendmsg() is short.
 
 - The room counts from what was read, not from what is acknowledged: the right edge is ``seq_from_tap`` plus
-  the room, ``wnd_edge_to_tap``.  It never moves left, not even by the rounding of the window scale.
+  the room, ``wnd_edge_to_tap``.  It never moves left: where the scale cannot say it exactly it is rounded up,
+  and only after many small segments have made use of that (``ROUNDED_UP_MAX``) down instead, by less than
+  one unit of the scale; what lies between is still accepted.
 - A closed window has to be opened again, and nothing but the socket can say when.  The kernel reports
   writability (at most two thirds of the buffer used: ``writable``) only to somebody who has asked after it
   was lost, so ``arm`` asks whenever the socket is not writable; the kernel takes the same question as the
