@@ -26,7 +26,7 @@ from .tap import TapDevice, TapEnd
 from .tcp import seq, window
 from .tcp.connection import UNREACHABLE, Connection
 from .tcp.doors import ACK, FIN, RST, SYN, Run
-from .tcp.events import CLOSED, SOCK_FIN_SENT
+from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
 
 KEY4_LEN = 12
 IPV4_HEADER = 20
@@ -155,8 +155,9 @@ class Proxy:
         self._on_tap()
 
     def _all_said(self) -> bool:
-        """True if no flow waits for the rest of what its guest had to say."""
-        return all(flow.connection.facts & SOCK_FIN_SENT for flow in self.flows.all())
+        """True if no connection waits for the rest of what its guest had to say."""
+        facts = (flow.connection.facts for flow in self.flows.all())
+        return not any(held & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED for held in facts)
 
     def _bury(self) -> None:
         """The end of all flows: what was passed on completely is the kernel's to deliver."""
@@ -218,7 +219,10 @@ class Proxy:
                 if self.log.debug_on and flow.connection.facts & CLOSED:
                     self._say_end(flow)
         for frame in frames:
-            self._serve(frame)
+            try:
+                self._serve(frame)
+            except Exception as e:
+                self._failed(None, e)
         # An answer that is there by now carries the acknowledgement
         self._on_hosts()
         for flow in heard:

@@ -112,6 +112,15 @@ def test_what_was_said_before_the_end_arrives(shared_world, size):
         assert process.wait(15) == 0
 
 
+def test_a_connect_that_is_pending_holds_nobody_up(shared_world):
+    """The command gives up while its SYN is on the way: so do we."""
+    script = "import socket; s = socket.socket(); s.settimeout(0.2); s.connect(('10.99.0.111', 9))"
+    begun = time.monotonic()
+    result = command(shared_world, "python3", "-c", script, options=("--config-net",), check=False)
+    assert result.returncode == 1 and "timed out" in result.stderr
+    assert time.monotonic() - begun < 2.5
+
+
 def test_a_relative_path_in_the_background(world, tmp_path):
     """Something else in the directory goes away: we stay."""
     os.chdir("/run/netns")
