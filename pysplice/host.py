@@ -30,7 +30,7 @@ MANY = 256
 POOL_STREAMS = 1024
 POOL_WARM = 32
 
-# Windows are rounded up to what their scale can say, once for each acknowledgement
+# Room for what rounding adds to a window while bytes are kept (ROUNDED_UP_MAX in tcp/transfer.py, and one unit)
 KEEP_SLACK = 64 * 1024
 
 EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET

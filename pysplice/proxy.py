@@ -137,6 +137,8 @@ class Proxy:
             loop.run_forever()
         finally:
             self._bury()
+            counts = f"{self.flows.opened} connections, {self.flows.refused} refused for want of room"
+            self.log.debug(f"{counts}, {self.tap.dropped} frames dropped as invalid")
             self.hosts.close()
             self.tap.close()
             loop.close()
@@ -337,7 +339,11 @@ class Proxy:
 
     def _say_end(self, flow: Flow) -> None:
         error = flow.connection.error
-        self.log.debug(f"{flow_name(flow.key)}: {os.strerror(error) if error else 'closed'}")
+        end = os.strerror(error) if error else "closed"
+        counts = (
+            f"{flow.connection.retransmissions} retransmissions, {flow.connection.short_sends} short sends"
+        )
+        self.log.debug(f"{flow_name(flow.key)}: {end}; {counts}")
 
     def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
         """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""

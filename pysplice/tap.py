@@ -1,7 +1,7 @@
 """The tap: drains it into runs, fills it with frames.
 
-Owns the descriptor of the tap, and is the only room that reads or writes it.  Imports `_cext`, the
-ICMP errors of `services` and the constants of `tcp.doors`.
+Owns the descriptor of the tap, and is the only room that reads or writes it.  Imports `_cext` and the
+constants of `tcp.doors`.
 """
 
 import os

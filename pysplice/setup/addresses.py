@@ -13,7 +13,7 @@ from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
-from ..config import Config, ConfigError, IPAddress
+from ..config import MTU_DEFAULT, Config, ConfigError, IPAddress
 
 TABLE_MAIN = 254
 UNICAST = 1  # RTN_UNICAST
@@ -198,7 +198,7 @@ def configure(config: Config, template: Template, ifname: str) -> None:
         if not config.config_net:
             return
         if config.mtu != 0:
-            mtu = config.mtu or 65520
+            mtu = config.mtu or MTU_DEFAULT
             _do("set the MTU of", ifname, netlink.link, "set", index=index, mtu=mtu)
         # The link-local address would be tentative for a second
         _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad", "0")

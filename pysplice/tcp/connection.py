@@ -60,6 +60,11 @@ class Connection(Transfer):
             self._ack()
             return
 
+        if seq.diff(run.ack, self.seq_to_tap) > 0:
+            # RFC 9293, 3.10.7.4: it acknowledges what was never sent
+            self._ack()
+            return
+
         self._acknowledged(run, now)
         if self.facts & CLOSED:
             return

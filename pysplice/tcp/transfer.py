@@ -297,9 +297,6 @@ class Transfer:
         in_flight = self._in_flight()
         if advance < 0:
             return
-        if advance > in_flight:
-            self._ack()
-            return
         wnd = run.window << self.ws_from_tap
         bare = not run.length and not run.flags & FIN
         if advance == 0:

@@ -4,6 +4,7 @@ import hashlib
 import random
 import socket
 import threading
+from collections.abc import Iterator
 
 CHUNK = 256 * 1024
 
@@ -13,25 +14,24 @@ def pattern(seed: int) -> bytes:
     return random.Random(seed).randbytes(CHUNK + 7)
 
 
+def blocks(seed: int, size: int) -> Iterator[bytes]:
+    """`size` bytes that a seed stands for, a block at a time."""
+    block = pattern(seed)
+    for at in range(0, size, len(block)):
+        yield block[: size - at]
+
+
 def digest(seed: int, size: int) -> str:
     """The hash of what send() sends."""
     sha = hashlib.sha256()
-    block = pattern(seed)
-    left = size
-    while left:
-        part = block[:left]
-        sha.update(part)
-        left -= len(part)
+    for block in blocks(seed, size):
+        sha.update(block)
     return sha.hexdigest()
 
 
 def send(sock: socket.socket, seed: int, size: int) -> None:
-    block = pattern(seed)
-    left = size
-    while left:
-        part = block[:left]
-        sock.sendall(part)
-        left -= len(part)
+    for block in blocks(seed, size):
+        sock.sendall(block)
 
 
 def receive(sock: socket.socket, size: int | None = None) -> tuple[str, int]:

@@ -379,8 +379,9 @@ def test_syn_in_the_middle_is_challenged():
 
 def test_ack_of_what_was_never_sent():
     scene = Scene().established()
-    (answer,) = scene.guest(ack=seq.add(scene.acked, 1000))
+    (answer,) = scene.guest(b"dropped too", at=0, ack=seq.add(scene.acked, 1000))
     assert answer.flags == ACK
+    assert scene.host.outbox == b""
     assert scene.connection.seq_ack_from_tap == scene.acked
 
 
