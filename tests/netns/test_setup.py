@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from ..support.namespaces import PYSPLICE, run, stop
+from ..support.namespaces import PYSPLICE, run, stop, written
 from ..support.transfer import Background, transfer
 from .test_flows import pair
 
@@ -363,17 +363,11 @@ def target(isolated):
 
 
 def test_join_a_process(world, target, tmp_path):
-    process = joined(world, "-f", "--config-net", str(target.pid))
+    pid_file = tmp_path / "pid"
+    process = joined(world, "-f", "--config-net", "-P", str(pid_file), str(target.pid))
     try:
         enter = ["nsenter", "-t", str(target.pid), "-U", "-n", "--preserve-credentials"]
-        wait_for(
-            lambda: (
-                "LOWER_UP"
-                in subprocess.run(
-                    [*enter, "ip", "link"], capture_output=True, text=True, check=False
-                ).stdout
-            )
-        )
+        wait_for(lambda: written(pid_file))
         with world.remote.listen(world.REMOTE4) as listener:
             address = (world.REMOTE4, listener.getsockname()[1])
             code = f"import socket; socket.create_connection({address}).send(b'x')"

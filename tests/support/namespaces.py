@@ -15,8 +15,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -195,17 +197,18 @@ class World:
 
     def pysplice(self, *options: str, timeout: float = 15) -> subprocess.Popen:
         """Serve the guest's namespace; returns when it is configured."""
+        folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
         process = self.host.spawn(
-            *PYSPLICE, "-f", "--netns", self.guest.path, "--tap", "tap0", *options,
-            stderr=subprocess.PIPE, text=True,
+            *PYSPLICE, "-f", "--netns", self.guest.path, "--tap", "tap0", "-P", str(folder / "pid"),
+            *options, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._exit.callback(stop, process)
         until = time.monotonic() + timeout
-        want = "LOWER_UP" if "--config-net" in options else "tap0"
-        while want not in self.guest.run("ip", "link", "show", "tap0", check=False).stdout:
+        # It is written when addresses and routes are there
+        while not written(folder / "pid"):
             if process.poll() is not None:
                 raise AssertionError(f"pysplice ended: {process.stderr.read()}")
-            assert time.monotonic() < until, "no tap after a while"
+            assert time.monotonic() < until, "no process ID after a while"
             time.sleep(0.02)
         return process
 
@@ -217,6 +220,11 @@ class World:
 
     def __exit__(self, *_):
         self.close()
+
+
+def written(path: Path) -> bool:
+    """True once there is something in a file."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def stop(process: subprocess.Popen) -> int:
