@@ -39,6 +39,7 @@ static PyStructSequence_Field facts_fields[] = {
 	{"snd_wnd", "tcpi_snd_wnd, bytes; -1: unknown"},
 	{"rtt", "tcpi_rtt, microseconds"},
 	{"last_data_sent", "tcpi_last_data_sent, milliseconds ago"},
+	{"wmem_max", "tcp_wmem[2] as passed in, bytes"},
 	{NULL, NULL},
 };
 
@@ -46,33 +47,33 @@ static PyStructSequence_Desc facts_desc = {
 	.name = "pysplice._cext.SocketFacts",
 	.doc = "What a host TCP socket says about itself.",
 	.fields = facts_fields,
-	.n_in_sequence = SOCK_FACTS_COUNT,
+	.n_in_sequence = SOCK_FACTS_COUNT + 1,
 };
 
-static PyObject *socket_facts(PyObject *module, PyObject *arg)
+static PyObject *socket_facts(PyObject *module, PyObject *args)
 {
 	struct module_state *state = PyModule_GetState(module);
-	long fd = PyLong_AsLong(arg);
 	struct sock_facts facts;
+	long long wmem_max;
 	PyObject *result;
-	int rc;
+	int fd, rc;
 
-	if (fd == -1 && PyErr_Occurred())
+	if (!PyArg_ParseTuple(args, "iL:socket_facts", &fd, &wmem_max))
 		return NULL;
-	rc = sock_facts_read((int)fd, &facts);
+	rc = sock_facts_read(fd, &facts);
 	if (rc) {
 		errno = -rc;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
-	const int64_t values[SOCK_FACTS_COUNT] = {
+	const int64_t values[SOCK_FACTS_COUNT + 1] = {
 		facts.sndbuf,  facts.wmem_queued, facts.outq,
 		facts.snd_mss, facts.snd_wnd,     facts.rtt,
-		facts.last_data_sent,
+		facts.last_data_sent, wmem_max,
 	};
 	result = PyStructSequence_New(state->facts_type);
 	if (!result)
 		return NULL;
-	for (int i = 0; i < SOCK_FACTS_COUNT; i++)
+	for (int i = 0; i <= SOCK_FACTS_COUNT; i++)
 		PyStructSequence_SetItem(result, i,
 					 PyLong_FromLongLong(values[i]));
 	if (PyErr_Occurred())
@@ -126,7 +127,7 @@ static int module_clear(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-	{"socket_facts", socket_facts, METH_O, NULL},
+	{"socket_facts", socket_facts, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -36,8 +36,8 @@ REMOTE = {4: "10.98.0.2", 6: "fd98::2"}
 GATEWAY = {4: "10.98.0.254", 6: "fd98::fe"}  # another address: pasta maps the gateway to the host
 PORT = 5001
 TCP_RMEM = "4096 131072 6291456"
-BULK = ("upload", "download", "streams8", "bidirectional")
-WORKLOADS = (*BULK, "rr1", "rr64", "crr1", "crr64")
+BULK = ("upload", "download", "streams8", "bidirectional", "tiny64")
+WORKLOADS = (*BULK, "rr1", "rr64", "crr1", "crr64", "loaded")
 TICK = os.sysconf("SC_CLK_TCK")
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000

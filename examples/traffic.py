@@ -6,11 +6,13 @@
 
 The client prints one line of JSON.  Workloads: upload, download, streams8, bidirectional (bit/s), and rr1,
 rr64, crr1, crr64 (transactions per second: one byte each way on a connection that stays, or on a new
-connection each time, one or 64 at a time).
+connection each time, one or 64 at a time); loaded (rr1 while another process uploads) and tiny64 (64
+connections that send segments of 100 bytes, bit/s).
 """
 
 import contextlib
 import json
+import os
 import select
 import socket
 import struct
@@ -22,6 +24,8 @@ BLOCK = bytes(1 << 18)
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
 TOTAL_RETRANS_OFFSET = 100  # tcpi_total_retrans in struct tcp_info
 STEP = 0.1
+TINY = bytes(100)
+WARM_UP = 0.5  # of the upload beside which latency is measured, seconds
 
 
 def family(address: str) -> int:
@@ -105,6 +109,17 @@ def connect(address: str, port: int) -> socket.socket:
     return sock
 
 
+def receive_exactly(sock: socket.socket, n: int) -> bytes:
+    """n bytes: with a time-out MSG_WAITALL does not wait for all."""
+    data = b""
+    while len(data) < n:
+        more = sock.recv(n - len(data))
+        if not more:
+            raise OSError("closed early")
+        data += more
+    return data
+
+
 def retransmissions(sock: socket.socket) -> int:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return struct.unpack_from("I", info, TOTAL_RETRANS_OFFSET)[0]
@@ -140,7 +155,7 @@ def upload(address: str, port: int, meter: Meter, results: list) -> None:
     while meter.count(sock.send(BLOCK)):
         pass
     sock.shutdown(socket.SHUT_WR)
-    total = struct.unpack("!Q", sock.recv(8, socket.MSG_WAITALL))[0]
+    total = struct.unpack("!Q", receive_exactly(sock, 8))[0]
     # What is still on its way when time is up counts, and so does the time it takes
     results.append((8 * total / (time.monotonic() - begun), retransmissions(sock)))
 
@@ -236,6 +251,56 @@ def request_response(address: str, port: int, seconds: float, count: int, stay: 
     }
 
 
+def loaded(address: str, port: int, seconds: float) -> dict:
+    """One byte there and back while an upload, in a process of its own, fills what there is to fill."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(OSError):
+            upload(address, port, Meter(seconds + 2 * WARM_UP), [])
+        os._exit(0)
+    try:
+        time.sleep(WARM_UP)
+        return request_response(address, port, seconds, 1, True)
+    finally:
+        os.waitpid(child, 0)
+
+
+def tiny(address: str, port: int, seconds: float, count: int) -> dict:
+    """`count` connections that send small segments, each as many as its window takes.
+
+    MSG_EOR keeps the kernel from joining what waits into larger ones.
+    """
+    poll = select.epoll()
+    socks = {}
+    for _ in range(count):
+        sock = connect(address, port)
+        sock.sendall(b"U")
+        sock.setblocking(False)
+        socks[sock.fileno()] = sock
+        poll.register(sock, select.EPOLLOUT)
+    meter = Meter(seconds)
+    more = True
+    while more:
+        for fd, _ in poll.poll(1):
+            n = 0
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(50):
+                    n += socks[fd].send(TINY, socket.MSG_EOR)
+            more = meter.count(n)
+        more = more and time.monotonic() < meter.end
+    total = 0
+    for sock in socks.values():
+        sock.settimeout(10)
+        sock.shutdown(socket.SHUT_WR)
+        total += struct.unpack("!Q", receive_exactly(sock, 8))[0]
+    resent = sum(retransmissions(sock) for sock in socks.values())
+    return {
+        "value": 8 * total / (time.monotonic() - meter.begin),
+        "retransmissions": resent,
+        "seconds": meter.seconds(),
+    }
+
+
 def ring_drops() -> int:
     """Frames that the devices of this namespace dropped on the way out."""
     drops = 0
@@ -261,7 +326,11 @@ def client(workload: str, address: str, port: int, seconds: float) -> dict:
                 raise
             time.sleep(0.1)
     before = ring_drops()
-    if workload.startswith(("rr", "crr")):
+    if workload == "loaded":
+        result = loaded(address, port, seconds)
+    elif workload.startswith("tiny"):
+        result = tiny(address, port, seconds, int(workload[len("tiny") :]))
+    elif workload.startswith(("rr", "crr")):
         kind = workload.rstrip("0123456789")
         result = request_response(address, port, seconds, int(workload[len(kind) :]), kind == "rr")
     else:

@@ -11,7 +11,7 @@ The map of the rooms, in the order in which a byte passes.  Each imports only wh
     flows       2  the table of flows: birth, lookup, death, limits, and what addresses mean
     tcp/        3  the protocol: one Connection per flow, no I/O; read its docstring for the theory
     host        4  owns the host sockets
-    observe/    windows on all of it: logging
+    observe/    windows on all of it: logging, the trace of what was advertised
     _cext       C: moves bytes, computes checksums, reads socket state; see _cext.pyi
 
 The way of one frame from the guest: the tap is readable, `proxy` calls `TapDevice.drain`, which reads a

@@ -58,6 +58,7 @@ def run(config: Config, log: Log) -> int:
         # In the background the working directory is another one
         config = dataclasses.replace(config, netns=os.path.abspath(config.netns))
     pid_fd = isolation.open_pid_file(config.pid_file) if config.pid_file else -1
+    trace = isolation.open_trace(config.trace_window) if config.trace_window else None
     template = addresses.read(config)
     guest = netns.start(config, template)
     descriptors = isolation.raise_file_limit()
@@ -92,6 +93,8 @@ def run(config: Config, log: Log) -> int:
         router=router,
         source4=gateway4.packed if gateway4 is not None else b"",
         source6=gateway6.packed if gateway6 is not None else link_local.packed,
+        limit_output=config.limit_output,
+        window=config.window,
     )
     outbound = Outbound(
         _redirects(config, template, gateway4, gateway6),
@@ -102,7 +105,7 @@ def run(config: Config, log: Log) -> int:
         scope=ipv6.index if ipv6 else 0,
     )
     tap = TapDevice(guest.tap_fd, guest.vnet, config.mac)
-    proxy = Proxy(tap, link, outbound, log, max(descriptors - DESCRIPTORS_RESERVED, 1))
+    proxy = Proxy(tap, link, outbound, log, max(descriptors - DESCRIPTORS_RESERVED, 1), trace)
     _summary(config, log, guest.ifname, template)
 
     command = guest.command

@@ -31,6 +31,7 @@ class SocketFacts(NamedTuple):
     snd_wnd: int
     rtt: int
     last_data_sent: int
+    wmem_max: int  # as passed in
 
 class Stream:
     """A ring of at most `capacity` bytes; len() is what it holds."""
@@ -70,4 +71,4 @@ class Tap:
     ) -> int: ...
     def emit_frame(self, frame: bytes, /) -> int: ...
 
-def socket_facts(fd: int, /) -> SocketFacts: ...
+def socket_facts(fd: int, wmem_max: int, /) -> SocketFacts: ...

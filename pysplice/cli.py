@@ -12,6 +12,8 @@ from typing import Any
 
 from . import __version__
 from .config import (
+    ESTIMATORS,
+    LIMIT_OUTPUT_MAX,
     MTU_MAX,
     MTU_MIN,
     MTU_MIN_IPV6,
@@ -63,6 +65,12 @@ Addresses:
   -6, --ipv6-only          IPv6 only
       --no-tcp, --no-ndp, --no-ra
                            Leave that out
+
+The window:
+      --window NAME        Estimator: sndbuf, linear, segments, segments-wmem (default), peer
+      --limit-output BYTES|auto|off
+                           What a connection may have unread in the tap's queue; default: auto
+      --trace-window FILE  Write a line of JSON for each window that is advertised
 
 Outbound connections:
       --no-map-gw          The gateway's address does not lead to the host
@@ -119,6 +127,9 @@ LONG = {
     "config-net": "--config-net",
     "ns-mac-addr=": "--ns-mac-addr",
     "no-offload": "--no-offload",
+    "window=": "--window",
+    "limit-output=": "--limit-output",
+    "trace-window=": "--trace-window",
     "tcp-ports=": "-t",
     "udp-ports=": "-u",
     "tcp-ns=": "-T",
@@ -241,6 +252,20 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
             if 0 < mtu < MTU_MIN:
                 raise ConfigError(f"MTU {mtu} is too small, the least is {MTU_MIN}")
             values["mtu"] = mtu
+        case "--window":
+            if value not in ESTIMATORS:
+                raise ConfigError(
+                    f"unknown estimator '{value}' for {spelled}: one of {', '.join(ESTIMATORS)}"
+                )
+            values["window"] = value
+        case "--limit-output":
+            words = {"auto": None, "off": 0}
+            limit = words[value] if value in words else parse_int(value, spelled, 1, LIMIT_OUTPUT_MAX)
+            values["limit_output"] = limit
+        case "--trace-window":
+            if not value:
+                raise ConfigError(f"option {spelled} needs a path")
+            values["trace_window"] = value
         case "-M":
             values["mac"] = parse_mac(value, spelled)
         case "--ns-mac-addr":

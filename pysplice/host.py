@@ -39,6 +39,19 @@ EVENTS_PER_POLL = 256
 ABORT = struct.pack("ii", 1, 0)  # struct linger: a close() that resets
 
 
+WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
+WMEM_MAX_DEFAULT = 4 * 1024 * 1024
+
+
+def read_wmem_max() -> int:
+    """tcp_wmem[2], the largest send buffer that the kernel gives a socket by itself, bytes."""
+    try:
+        with open(WMEM_PATH) as file:
+            return int(file.read().split()[2])
+    except (OSError, ValueError, IndexError):
+        return WMEM_MAX_DEFAULT
+
+
 class HostSocket:
     """The HostDoor of one connection, over a socket."""
 
@@ -101,7 +114,7 @@ class HostSocket:
         self.capacity = self._hosts.share()
 
     def facts(self) -> doors.SocketFacts:
-        return _cext.socket_facts(self.fd)  # type: ignore[return-value]
+        return _cext.socket_facts(self.fd, self._hosts.wmem_max)  # type: ignore[return-value]
 
     def arm(self) -> None:
         self._hosts.epoll.modify(self.fd, EVENTS)
@@ -140,6 +153,7 @@ class HostSockets:
         self.owners: dict[int, Any] = {}
         self.send_run = send_run
         self.store_run = store_run
+        self.wmem_max = read_wmem_max()
         self._pools: dict[int, list[_cext.Stream]] = {STREAM_BYTES: [], STREAM_BYTES_MANY: []}
         self._lent = 0
 

@@ -15,15 +15,17 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 import uvloop
 
 from .flows import Flow, Flows, Outbound
 from .host import HostSockets
 from .observe.log import Log
+from .observe.trace import WindowTrace
 from .services import arp, icmp, ndp
 from .tap import TapDevice, TapEnd
-from .tcp import seq, window
+from .tcp import seq, small_queue, window
 from .tcp.connection import UNREACHABLE, Connection
 from .tcp.doors import ACK, FIN, RST, SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
@@ -33,20 +35,11 @@ IPV4_HEADER = 20
 IPV6_HEADER = 40
 TCP_HEADER = 20
 
-WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
-WMEM_MAX_DEFAULT = 4 * 1024 * 1024
-
 # How long what an ended command, or somebody in an ended namespace, has said may take to go out, seconds
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
 
 LAST_BATCHES = 16
-
-# Flows that sent data within one to two of these periods share the ring of a tap with plain frames
-ACTIVE_PERIOD = 0.1
-
-# What a plain frame is taken to carry before any was seen: windows have to start small enough
-FRAME_BYTES_AT_FIRST = 1400
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,8 @@ class Link:
     router: ndp.Router | None
     source4: bytes  # what ICMP errors come from; empty: the address that failed
     source6: bytes
+    limit_output: int | None = 0  # bytes, 0: no bound, None: as small_queue.py finds out
+    window: str = window.DEFAULT_NAME  # a name in window.ESTIMATORS
 
 
 def flow_name(key: bytes) -> str:
@@ -74,19 +69,18 @@ def flow_name(key: bytes) -> str:
     return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
 
 
-def wmem_max() -> int:
-    """tcp_wmem[2], the largest send buffer that the kernel gives a socket by itself."""
-    try:
-        with open(WMEM_PATH) as file:
-            return int(file.read().split()[2])
-    except (OSError, ValueError, IndexError):
-        return WMEM_MAX_DEFAULT
-
-
 class Proxy:
     """One tap, its flows and their host sockets."""
 
-    def __init__(self, tap: TapDevice, link: Link, outbound: Outbound, log: Log, flow_max: int) -> None:
+    def __init__(
+        self,
+        tap: TapDevice,
+        link: Link,
+        outbound: Outbound,
+        log: Log,
+        flow_max: int,
+        trace: TextIO | None = None,
+    ) -> None:
         self.tap = tap
         self.link = link
         self.outbound = outbound
@@ -94,14 +88,11 @@ class Proxy:
         self.hosts = HostSockets(tap.send_run, tap.store_run)
         self.flows = Flows(flow_max)
         self._secret = os.urandom(32)
-        self._space = wmem_max()
-        self._queue = window.TapQueue()
-        self._active: set[bytes] = set()
-        self._active_before: set[bytes] = set()
-        self._active_until = 0.0
-        self._frame_bytes = min(FRAME_BYTES_AT_FIRST, link.mtu)
-        if not tap.vnet:
-            self._share_ring((), 0.0)
+        self._trace = WindowTrace(trace, time.monotonic, log.warning) if trace is not None else None
+        self._estimate = window.ESTIMATORS[link.window]
+        segment = small_queue.LARGE if tap.vnet else link.mtu - IPV4_HEADER - TCP_HEADER
+        self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
+        self._resuming = False
         self._loop = uvloop.new_event_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -139,6 +130,8 @@ class Proxy:
             self._bury()
             counts = f"{self.flows.opened} connections, {self.flows.refused} refused for want of room"
             self.log.debug(f"{counts}, {self.tap.dropped} frames dropped as invalid")
+            if self._trace is not None:
+                self._trace.close()
             self.hosts.close()
             self.tap.close()
             loop.close()
@@ -178,6 +171,7 @@ class Proxy:
     # Readiness
 
     def _on_tap(self) -> None:
+        began = time.monotonic() if self._queue.watching else 0.0
         try:
             runs, frames = self.tap.drain()
         except OSError as e:
@@ -187,15 +181,21 @@ class Proxy:
             if not self._command or self._ending:
                 self.stop(self._status)
             return
+        if self._queue.watching:
+            self._queue.seen(runs, began)
         self._take_runs(runs, frames)
+        if self._queue.watching:
+            total = sum([run.length for run in runs])
+            self._queue.served(total, time.monotonic() - began)
+        if self._queue.throttled and not self._resuming:
+            self._resuming = True
+            self._loop.call_later(small_queue.RESUME_AFTER, self._resume)
 
     def _take_runs(self, runs: Sequence[Run], frames: Sequence[bytes]) -> None:
         """What a batch of frames means for flows and services."""
         now = time.monotonic()
         lookup = self.flows.lookup
         settle = self.flows.settle
-        if not self.tap.vnet:
-            self._share_ring(runs, now)
         heard: list[Flow] = []
         for run in runs:
             flow = lookup(run.key)  # type: ignore[attr-defined]
@@ -274,23 +274,20 @@ class Proxy:
         self.flows.expire(time.monotonic() + 0.001, self._failed)
         self._set_timer()
 
-    def _share_ring(self, runs: Sequence[Run], now: float) -> None:
-        """Plain frames can fill the ring of the tap: bound what each flow may have in it."""
-        if now >= self._active_until:
-            self._active_until = now + ACTIVE_PERIOD
-            self._active_before, self._active = self._active, set()
-        frames = total = 0
-        for run in runs:
-            if run.length or run.flags & SYN:
-                self._active.add(run.key)  # type: ignore[attr-defined]
-                frames += run.frames
-                total += run.length
-        if total:
-            # Small frames count at once, large ones have to last
-            seen = total // frames
-            self._frame_bytes = min(seen, self._frame_bytes + (seen - self._frame_bytes) // 8 + 1)
-        active = len(self._active | self._active_before)
-        self._queue.budget = window.queue_budget(self.link.tx_queue, self._frame_bytes, active)
+    def _resume(self) -> None:
+        """Those whom the small queue holds back go on, once the ring has nothing of anybody."""
+        self._resuming = False
+        if self.tap.readable():
+            # Nobody is held up yet; the next batch asks again
+            return
+        for connection, floor in self._queue.resume():
+            try:
+                connection.resume(floor)
+            except Exception as e:
+                self._failed(None, e)
+        if self._queue.throttled:
+            self._resuming = True
+            self._loop.call_later(small_queue.RESUME_AFTER, self._resume)
 
     # Birth
 
@@ -327,9 +324,10 @@ class Proxy:
             run,
             isn=seq.isn(self._secret, key, now),
             mss=link.mtu - (IPV4_HEADER if ipv4 else IPV6_HEADER) - TCP_HEADER,
-            space=self._space,
             queue=self._queue,
             now=now,
+            estimate=self._estimate,
+            trace=self._trace.of_flow(flow_name(key)) if self._trace is not None else None,
         )
         flow = self.flows.add(key, connection)
         self.hosts.own(host, flow)
@@ -341,7 +339,8 @@ class Proxy:
         error = flow.connection.error
         end = os.strerror(error) if error else "closed"
         counts = (
-            f"{flow.connection.retransmissions} retransmissions, {flow.connection.short_sends} short sends"
+            f"{flow.connection.retransmissions} retransmissions, "
+            f"{flow.connection.short_sends} of {flow.connection.sends} sends short"
         )
         self.log.debug(f"{flow_name(flow.key)}: {end}; {counts}")
 

@@ -5,6 +5,7 @@ constants of `tcp.doors`.
 """
 
 import os
+import select
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ class TapDevice:
         os.set_blocking(fd, False)
         self._fd = fd
         self._tap = _cext.Tap(fd, vnet)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
         self.vnet = vnet
         self.mac = mac
         self.drain = self._tap.drain
@@ -38,6 +41,10 @@ class TapDevice:
 
     def fileno(self) -> int:
         return self._fd
+
+    def readable(self) -> bool:
+        """True if the ring holds a frame."""
+        return bool(self._poll.poll(0))
 
     @property
     def dropped(self) -> int:

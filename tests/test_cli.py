@@ -55,9 +55,22 @@ def test_lists_keep_one_address_of_each_version():
     assert not cli.parse(["--map-host-loopback", "none"]).map_gateway
 
 
+def test_the_window():
+    config = cli.parse([])
+    assert (config.window, config.limit_output, config.trace_window) == ("segments-wmem", None, "")
+    config = cli.parse(["--window", "peer", "--limit-output", "131072", "--trace-window", "out.jsonl"])
+    assert (config.window, config.limit_output, config.trace_window) == ("peer", 131072, "out.jsonl")
+    assert cli.parse(["--limit-output=off"]).limit_output == 0
+    assert cli.parse(["--limit-output=off", "--limit-output=auto"]).limit_output is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     (
+        (["--window", "best"], "unknown estimator 'best' for --window: one of sndbuf, linear, segments,"),
+        (["--limit-output", "0"], "invalid value for --limit-output"),
+        (["--limit-output", "much"], "invalid value for --limit-output"),
+        (["--trace-window", ""], "option --trace-window needs a path"),
         (["--no-such"], "unrecognized option '--no-such'"),
         (["-Z"], "invalid option -- 'Z'"),
         (["--no-"], "not a unique prefix"),

@@ -8,7 +8,7 @@ import pytest
 
 import pysplice
 from pysplice import tcp
-from pysplice.tcp import connection, doors, events, seq, timing, transfer, window
+from pysplice.tcp import connection, doors, events, seq, small_queue, timing, transfer, window
 
 PACKAGE = Path(pysplice.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -91,8 +91,10 @@ def test_rooms_are_small():
 def test_the_theory_names_what_there_is():
     """Every name in double backquotes of the theory of operation exists."""
     known = set()
-    for module in (connection, doors, events, seq, timing, window, connection.Connection, doors.HostDoor,
-                   doors.TapDoor, timing.RoundTrip, doors.SocketFacts, events):  # fmt: skip
+    for module in (
+        *(connection, doors, events, seq, timing, window, small_queue, connection.Connection),
+        *(doors.HostDoor, doors.TapDoor, timing.RoundTrip, doors.SocketFacts, small_queue.SmallQueue),
+    ):
         known |= set(vars(module))
         known |= set(getattr(module, "__annotations__", ()))
     known |= set(transfer.Transfer.__slots__) | set(vars(transfer)) | set(vars(transfer.Transfer))

@@ -26,9 +26,11 @@ LOCAL4 = ipaddress.IPv4Interface("169.254.2.1/16")
 LOCAL4_GATEWAY = ipaddress.IPv4Address("169.254.2.2")
 LOCAL6_GATEWAY = ipaddress.IPv6Address("fe80::1")
 
-# Frames that the tap holds until we read them; the kernel's default is 1000
-TX_QUEUE_FRAMES = 1000
-TX_QUEUE_FRAMES_PLAIN = 8192
+# Frames that the tap holds until we read them.  The kernel's 1000 are gone in a millisecond of small segments;
+# these cost 8 bytes each, in the ring and in each band of its pfifo_fast.  How much of them a connection may
+# use is for the small queue to say (tcp/small_queue.py).
+RING_FRAMES = 16384
+RING_FRAMES_DEFAULT = 1000
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -193,8 +195,9 @@ def configure(config: Config, template: Template, ifname: str) -> None:
         if config.ns_mac is not None:
             mac = ":".join(f"{byte:02x}" for byte in config.ns_mac)
             _do("set the MAC address of", ifname, netlink.link, "set", index=index, address=mac)
-        frames = TX_QUEUE_FRAMES if config.offload else TX_QUEUE_FRAMES_PLAIN
-        _do("set the queue of", ifname, netlink.link, "set", index=index, txqlen=frames)
+        # A length that somebody has chosen for a tap of his own stays
+        if netlink.get_links(index)[0].get("txqlen") == RING_FRAMES_DEFAULT:
+            _do("set the queue of", ifname, netlink.link, "set", index=index, txqlen=RING_FRAMES)
         if not config.config_net:
             return
         if config.mtu != 0:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import struct
+from typing import TextIO
 
 from ..config import ConfigError
 
@@ -54,6 +55,14 @@ def open_pid_file(path: str) -> int:
     """Open the file for our process ID before anything is given up; raises ConfigError."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise ConfigError(f"cannot write {path}: {e.strerror}") from None
+
+
+def open_trace(path: str) -> TextIO:
+    """Open the file for the trace of windows; raises ConfigError."""
+    try:
+        return open(path, "w", encoding="ascii")
     except OSError as e:
         raise ConfigError(f"cannot write {path}: {e.strerror}") from None
 

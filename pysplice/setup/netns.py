@@ -96,7 +96,7 @@ def start(config: Config, template: addresses.Template) -> Guest:
     """Make or join the namespace that the Config names; raises ConfigError."""
     if config.tap_fd is not None:
         tap = device.tap_from_fd(config.tap_fd, config.offload)
-        return Guest(tap.fd, tap.name, tap.vnet, addresses.TX_QUEUE_FRAMES, -1, None)
+        return Guest(tap.fd, tap.name, tap.vnet, addresses.RING_FRAMES_DEFAULT, -1, None)
     if config.attach:
         return _join(config, template)
     return _spawn(config, template)

@@ -55,8 +55,10 @@ The window
 ----------
 Before every acknowledgement the window is computed from the socket's memory (``SocketFacts``, ``room``): what
 the kernel may queue (SK_MEMINFO_SNDBUF), what it has queued (SK_MEMINFO_WMEM_QUEUED), both with the overhead
-of its buffers, and the payload in it (SIOCOUTQ).  ``scaled`` stands in where the overhead cannot be seen.
-Large enough, and the kernel grows the buffer by itself; too large, and sendmsg() is short.
+of its buffers, and the payload in it (SIOCOUTQ).  Large enough, and the kernel grows the buffer by itself; too
+large, and sendmsg() is short.  How these numbers become one is for an estimator: ``ESTIMATORS`` has the known
+ones, each with what it gets wrong, and ``DEFAULT_ESTIMATOR`` counts in whole segments at the price that the queue
+shows.  ``bounds`` tells what each makes of a reading.
 
 - The room counts from what was read, not from what is acknowledged: the right edge is ``seq_from_tap`` plus
   the room, ``wnd_edge_to_tap``.  It never moves left: where the scale cannot say it exactly it is rounded up,
@@ -70,9 +72,23 @@ Large enough, and the kernel grows the buffer by itself; too large, and sendmsg(
 - The remote host's window (tcpi_snd_wnd) does not bound what we advertise.  Nothing reports when it opens, so
   a window closed by it would stay closed; and the send buffer, which the kernel keeps at about twice what is
   under way, bounds the same thing and does report.
-- ``scale`` is what tcp_select_initial_window() would choose for the largest send buffer.
-- ``TapQueue`` bounds what one connection may have unread in the ring of the tap, where frames are plain and
-  the ring could overflow (``queue_budget``).  The ring empties as we read, so no timer is needed to resume.
+
+The first window and the scale are what ``select_initial_window`` makes of the send buffer: the kernel's own
+rule, with the buffer that holds the guest's data in the place of the receive buffer.  The scale is said once,
+so it is chosen for what the buffer may become (``wmem_max``).
+
+Small queues
+------------
+What the guest sends waits in the ring of the tap until it is read, and the guest's kernel cannot see it
+there.  ``SmallQueue`` bounds what one connection may have unread, by the same window: ``budget`` bytes.
+
+- So that the ring never overflows, half of it is shared out among those who queue (``share``), in frames of
+  the size that was seen.  Someone who sends one small frame at a time queues nothing and is not counted.
+- So that a small message does not wait behind megabytes, bulk senders are brief (``patience``) while somebody
+  else talks in small ones.  Alone, or among themselves, they are not: a short queue costs rate.
+- A connection that is left with less than two segments may stop, because a sender waits until a whole one
+  fits.  It is listed (``throttled``), and once it is quiet and the ring empty, ``resume`` gives it room again,
+  in order, to as many at a time as the ring can bear.
 
 From the host to the guest
 --------------------------

@@ -151,13 +151,20 @@ class Connection(Transfer):
         self.seq_to_tap = seq.add(self.seq_to_tap, 1)
 
     def _syn_ack(self, now: float) -> None:
+        self.reading = facts = self.host.facts()
+        room = window.room(facts, self.mss_from_tap, self.estimate)
+        # The scale has to serve for what the send buffer can become, and is said once
+        most = max(facts.wmem_max, facts.sndbuf)
+        first = window.select_initial_window(room, self.mss_from_tap, 0, self.wscale_ok, most)
+        if not self.facts & TAP_SYN_ACK_SENT:
+            self.ws_to_tap = first.rcv_wscale
+        left = self._room_left()
         # RFC 7323, section 2.2: the window of a SYN is not scaled
-        room = min(window.room(self.host.facts(), self.mss_from_tap), window.WINDOW_FIELD_MAX)
-        room = min(room, self.queue.budget or room)
-        edge = seq.add(self.seq_from_tap, room)
-        if seq.diff(edge, self.wnd_edge_to_tap) > 0:
-            self.wnd_edge_to_tap = edge
-        room = seq.diff(self.wnd_edge_to_tap, self.seq_from_tap)
+        room = self.queue.bound(min(first.rcv_wnd, window.WINDOW_FIELD_MAX), self.mss_from_tap, self)
+        room = max(room, left)
+        self.wnd_edge_to_tap = seq.add(self.seq_from_tap, room)
+        if self.trace is not None:
+            self.trace(self._account(left, room, room))
         wscale = self.ws_to_tap if self.wscale_ok else -1
         self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, room, self.mss_from_tap, wscale)
         self.retransmit_at = now + self.round_trip.timeout()

@@ -60,6 +60,7 @@ class SocketFacts(NamedTuple):
     snd_wnd: int  # tcpi_snd_wnd, bytes
     rtt: int  # tcpi_rtt, microseconds
     last_data_sent: int  # tcpi_last_data_sent, milliseconds ago
+    wmem_max: int  # tcp_wmem[2], bytes: what sndbuf may grow to by itself
 
 
 class TapDoor(Protocol):

@@ -6,9 +6,11 @@ else.  The theory of operation is in __init__.py.
 """
 
 import errno
+from collections.abc import Callable
+from typing import Any
 
 from . import seq, window
-from .doors import ACK, FIN, PSH, RST, HostDoor, Run, TapDoor
+from .doors import ACK, FIN, PSH, RST, HostDoor, Run, SocketFacts, TapDoor
 from .events import (
     CLOSED,
     ESTABLISHED,
@@ -21,6 +23,7 @@ from .events import (
     TAP_SYN_RCVD,
     learn,
 )
+from .small_queue import SmallQueue
 from .timing import NEVER, RoundTrip
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
@@ -49,8 +52,9 @@ class Transfer:
     """The state of a connection, and the bytes that pass through it.
 
     `isn` is our initial sequence number towards the guest, `mss` what we offer and bound segments by
-    (bytes), `space` the largest window worth saying (bytes; it chooses the scale).  The run is the
-    guest's SYN.  `queue` bounds what the guest may have unread in the ring of the tap.
+    (bytes).  The run is the guest's SYN.  `queue` bounds what the guest may have unread in the ring of the
+    tap, `estimate` what the host socket can still queue.  `trace`, if there is one, is told of each window
+    that is advertised and how it came about.
     """
 
     __slots__ = (
@@ -58,6 +62,7 @@ class Transfer:
         "armed",
         "dup_acks",
         "error",
+        "estimate",
         "facts",
         "host",
         "host_readable",
@@ -67,18 +72,22 @@ class Transfer:
         "mss_to_tap",
         "queue",
         "quiet_since",
+        "reading",
         "recover",
         "retransmissions",
         "retransmit_at",
         "round_trip",
         "rounded_up",
+        "sends",
         "seq_ack_from_tap",
         "seq_from_tap",
         "seq_to_tap",
+        "short_bytes",
         "short_read_ends",
         "short_sends",
         "stream_len",
         "tap",
+        "trace",
         "unanswered",
         "wnd_edge_to_tap",
         "wnd_from_tap",
@@ -95,13 +104,17 @@ class Transfer:
         *,
         isn: int,
         mss: int,
-        space: int,
-        queue: window.TapQueue,
+        queue: SmallQueue,
         now: float,
+        estimate: window.Estimator = window.DEFAULT_ESTIMATOR,
+        trace: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.tap = tap
         self.host = host
         self.queue = queue
+        self.estimate = estimate
+        self.trace = trace
+        self.reading: SocketFacts | None = None  # what the room came from, for the trace
         self.facts = 0
         self.error = 0  # errno that ended the connection, 0 for a good end
 
@@ -124,7 +137,7 @@ class Transfer:
         # RFC 7323, section 2.2: both ends scale or none does
         self.wscale_ok = run.wscale >= 0
         self.ws_from_tap = run.wscale if self.wscale_ok else 0
-        self.ws_to_tap = window.scale(space) if self.wscale_ok else 0
+        self.ws_to_tap = 0  # settled with the SYN-ACK
 
         # Readiness is reported by edges: it holds until the socket said EAGAIN
         self.host_readable = False
@@ -137,7 +150,9 @@ class Transfer:
         self.quiet_since = now
         self.unanswered = 0
         self.retransmissions = 0
+        self.sends = 0  # calls of send(), and those that the socket took a part of
         self.short_sends = 0
+        self.short_bytes = 0  # what it did not take
 
         self._learn(TAP_SYN_RCVD)
 
@@ -178,6 +193,7 @@ class Transfer:
         """Pass payload on; what the socket does not take is kept.  False if it is broken."""
         sent = 0
         if not self.kept:
+            self.sends += 1
             sent = self.host.send(handle, skip, length)
             if sent < 0:
                 if sent != -errno.EAGAIN:
@@ -187,6 +203,7 @@ class Transfer:
         if sent < length:
             if not self.kept:
                 self.short_sends += 1
+                self.short_bytes += length - sent
             # The right edge stays where it is until all of this is flushed
             stored = self.host.keep(handle, skip + sent, length - sent, self._room_left() - sent)
             self.kept += stored
@@ -224,22 +241,63 @@ class Transfer:
         if room >= left + 2 * self.mss_from_tap or left < self.mss_from_tap <= room:
             self._send_ack(room)
 
-    def _room(self) -> int:
+    def _room(self, floor: int = 0) -> int:
         """What the guest may send from now on, bytes: from the memory of the host socket.
 
         It counts from what was read.  The right edge never moves left (RFC 9293, 3.8.6), and not at
-        all while bytes are kept.
+        all while bytes are kept.  `floor`: what the small queue has to leave.
         """
         left = self._room_left()
+        self.reading = None
         if self.kept:
             return left
         facts = self.host.facts()
-        room = window.room(facts, self.mss_from_tap)
+        room = window.room(facts, self.mss_from_tap, self.estimate)
         if room <= 0 or not window.writable(facts):
             self._arm()
-        if self.queue.budget:
-            room = min(room, self.queue.budget)
-        return max(room, left)
+        if self.trace is not None:
+            self.reading = facts
+        return max(self.queue.bound(room, self.mss_from_tap, self, floor), left)
+
+    def resume(self, floor: int) -> None:
+        """The ring of the tap is empty: say what the small queue had held back, at least `floor` bytes."""
+        if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
+            room = self._room(floor)
+            if room > self._room_left():
+                self._send_ack(room)
+
+    def _advertise(self, room: int) -> int:
+        """The field for a room that was just computed; the trace hears of it."""
+        if self.trace is None:
+            return self._window_field(room)
+        left = self._room_left()
+        field = self._window_field(room)
+        self.trace(self._account(left, room, field << self.ws_to_tap))
+        return field
+
+    def _account(self, left: int, room: int, advertised: int) -> dict[str, Any]:
+        """How a window came about, bytes; `read` counts from the guest's SYN, modulo 2**32."""
+        account: dict[str, Any] = {
+            "window": advertised,
+            "by": "kept" if self.kept else "edge",
+            "read": seq.add(self.seq_from_tap, -self.irs),
+            "left": left,
+            "kept": self.kept,
+            "short": self.short_bytes,
+            "budget": self.queue.budget,
+            "field_max": window.WINDOW_FIELD_MAX << self.ws_to_tap,
+        }
+        self.short_bytes = 0
+        facts = self.reading
+        if facts is not None:
+            account |= {name: getattr(facts, name) for name in SocketFacts._fields}
+            account["mss"] = self.mss_from_tap
+            account |= window.bounds(facts, self.mss_from_tap, self.estimate)
+            if room != account["room"]:
+                account["by"] = "edge" if room > account["room"] else "queue"
+        if room > account["field_max"]:
+            account["by"] = "field"
+        return account
 
     def _window_field(self, room: int) -> int:
         """The window as it goes on the wire; moves the right edge to what it says."""
@@ -266,11 +324,15 @@ class Transfer:
 
     def _send_ack(self, room: int) -> None:
         self.ack_due = False
-        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._window_field(room), ACK)
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._advertise(room), ACK)
 
     def _ack(self) -> None:
         """Acknowledge what was read, with the window as it is now."""
-        self._send_ack(self._room_left() if self.facts & TAP_FIN_RCVD else self._room())
+        if self.facts & TAP_FIN_RCVD:
+            self.reading = None
+            self._send_ack(self._room_left())
+        else:
+            self._send_ack(self._room())
 
     def _shutdown(self) -> None:
         """All that the guest had to say is in the host socket: pass its FIN on."""
@@ -397,8 +459,7 @@ class Transfer:
             if not length:
                 return 0
         flags = ACK if length < unsent or self.host_readable else ACK | PSH
-        room = self._room() if self.ack_due else self._room_left()
-        field = self._window_field(room)
+        field = self._advertise(self._room()) if self.ack_due else self._last_field()
         sent = self.tap.data(
             self.seq_to_tap,
             self.seq_from_tap,

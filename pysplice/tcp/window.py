@@ -1,14 +1,21 @@
-"""The window: how much the guest may still send.  Pure functions.
+"""The window: how much the guest may still send, and what it is told first.  Pure functions.
 
 Owns nothing; imports the shape of `SocketFacts` from doors.py.  S, W, Q and m below are the send
 buffer (SK_MEMINFO_SNDBUF), what is charged to it (SK_MEMINFO_WMEM_QUEUED), the payload in it
 (SIOCOUTQ) and the MSS of the host socket.  S and W are truesize, as sk_stream_memory_free() compares
-them: payload plus the sk_buffs that carry it.
+them: payload plus the sk_buffs that carry it.  Q is payload alone.
+
+An estimator answers one question, how many bytes of payload the socket can still queue.  `room` asks the
+chosen one, and adds what has to hold whichever it is: a window that is closed can be opened again.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from .doors import SocketFacts
 
 WINDOW_FIELD_MAX = 0xFFFF
+SIGNED_WINDOW_MAX = 0x7FFF  # MAX_TCP_WINDOW
 WSCALE_MAX = 14  # TCP_MAX_WSCALE; RFC 7323, section 2.3
 
 SNDBUF_SMALL = 128 * 1024
@@ -19,40 +26,109 @@ SNDBUF_BIG_PERCENT = 75
 SILLY_RTTS = 10
 
 
-class TapQueue:
-    """What one connection may have unread in the ring of the tap; all connections share it.
-
-    `budget`: bytes of payload, 0 for no bound.
-    """
-
-    __slots__ = ("budget",)
-
-    def __init__(self, budget: int = 0) -> None:
-        self.budget = budget
-
-
-def queue_budget(ring: int, bytes_per_frame: int, active: int) -> int:
-    """What one of `active` connections may have unread in a ring of `ring` frames, bytes.
-
-    Half of the ring is shared out, the rest is for everything that no window bounds, and for windows that
-    were said when fewer shared it.  At least two frames, as the kernel's small queues leave a socket two
-    segments (tcp_small_queue_check()).
-    """
-    return max(ring // 2 // max(active, 1), 2) * bytes_per_frame
-
-
-def scaled(sndbuf: int) -> int:
-    """The payload that a send buffer of `sndbuf` bytes can be expected to hold.
+def scaled(buffer: int) -> int:
+    """The payload that a send buffer of `buffer` bytes can be expected to hold.
 
     100 % of a small buffer, 75 % of a big one, linear between: what passt uses where the overhead of
     sk_buffs cannot be seen (clamped_scale() there).
     """
-    if sndbuf <= SNDBUF_SMALL:
-        return sndbuf
-    if sndbuf >= SNDBUF_BIG:
-        return sndbuf * SNDBUF_BIG_PERCENT // 100
-    off = (sndbuf - SNDBUF_SMALL) * (100 - SNDBUF_BIG_PERCENT)
-    return sndbuf - sndbuf * off // (SNDBUF_BIG - SNDBUF_SMALL) // 100
+    if buffer <= SNDBUF_SMALL:
+        return buffer
+    if buffer >= SNDBUF_BIG:
+        return buffer * SNDBUF_BIG_PERCENT // 100
+    off = (buffer - SNDBUF_SMALL) * (100 - SNDBUF_BIG_PERCENT)
+    return buffer - buffer * off // (SNDBUF_BIG - SNDBUF_SMALL) // 100
+
+
+# The estimators: facts in, bytes of payload out, never below 0
+
+
+def sndbuf(facts: SocketFacts) -> int:
+    """scaled(S) - Q: what was done before SO_MEMINFO, and still is where the kernel has none.
+
+    From passt (SNDBUF_GET() - SIOCOUTQ in tcp_update_seqack_wnd()).  The overhead is a guess from the size
+    of the buffer.  Fails both ways: small segments cost far more than a quarter, so sendmsg() is short;
+    large ones cost 2 %, so a quarter of a big buffer is never used.
+    """
+    return max(scaled(facts.sndbuf) - facts.outq, 0)
+
+
+def linear(facts: SocketFacts) -> int:
+    """(S - W) * Q / W: the free memory, at the price per byte that the queue shows.
+
+    The first proposal for SO_MEMINFO.  Where nothing can be seen (Q = 0, W = 0) there is no ratio, and
+    scaled(S) has to do.  Fails on a nearly empty queue: one small segment that waits shows a price of ten
+    times its payload, and the window collapses to a tenth of the buffer just when it should open.
+    """
+    s, w, q = facts.sndbuf, facts.wmem_queued, facts.outq
+    if w < 0:
+        return sndbuf(facts)
+    if w > s:
+        return 0
+    if q <= 0 or w <= q:
+        return max(scaled(s) - w, 0)
+    return (s - w) * q // w
+
+
+def _segments(facts: SocketFacts, charged: int) -> int:
+    """Free memory in whole segments at the overhead that the queue shows; `charged` is for the fallback."""
+    s, w, q, m = facts.sndbuf, facts.wmem_queued, facts.outq, facts.snd_mss
+    if w < 0:
+        return sndbuf(facts)
+    if w > s:
+        return 0
+    if q > 0 and w > q and m > 0:
+        overhead = (w - q) // max(q // m, 1)
+        return (s - w) // (m + overhead) * m
+    return max(scaled(s) - charged, 0)
+
+
+def segments(facts: SocketFacts) -> int:
+    """n = max(Q / m, 1) segments cost o = (W - Q) / n each beyond m: floor((S - W) / (m + o)) more fit.
+
+    The second proposal (the patch of April 2026); falls back to scaled(S) - Q where the overhead cannot be
+    seen: an empty queue, or one that drained between the two readings.  One queued segment, however
+    small, counts as a whole one, so the window does not collapse as that of `linear`.  Fails in the
+    fallback: Q leaves out what the memory is charged with.
+    """
+    return _segments(facts, facts.outq)
+
+
+def segments_wmem(facts: SocketFacts) -> int:
+    """As `segments`, but falls back to scaled(S) - W, as the patch's reviewer suggested.
+
+    What is charged is the kernel's own measure, also where its price per segment cannot be told.  Fails by
+    less than one segment: the kernel takes a whole sk_buff as long as W is below S, which rounding gives
+    away.
+    """
+    return _segments(facts, facts.wmem_queued)
+
+
+def peer(facts: SocketFacts) -> int:
+    """The remote host's window alone (tcpi_snd_wnd): what upstream offers below a low round-trip time.
+
+    It says nothing about the socket in between.  Fails wherever the remote host takes more at a time than
+    the send buffer holds, most of all on fast paths, where buffers stay small because they drain at once:
+    a burst of megabytes meets a buffer of 85 KiB, sendmsg() is short, and a proxy that cannot keep the
+    rest has the guest send it again.  Without tcpi_snd_wnd, as `sndbuf`.
+    """
+    return facts.snd_wnd if facts.snd_wnd >= 0 else sndbuf(facts)
+
+
+Estimator = Callable[[SocketFacts], int]
+
+ESTIMATORS: dict[str, Estimator] = {
+    "sndbuf": sndbuf,
+    "linear": linear,
+    "segments": segments,
+    "segments-wmem": segments_wmem,
+    "peer": peer,
+}
+DEFAULT_NAME = "segments-wmem"
+DEFAULT_ESTIMATOR = ESTIMATORS[DEFAULT_NAME]
+
+
+# What holds for all of them
 
 
 def writable(facts: SocketFacts) -> bool:
@@ -66,45 +142,78 @@ def writable(facts: SocketFacts) -> bool:
     return facts.sndbuf - queued >= queued >> 1
 
 
-def room(facts: SocketFacts, mss: int) -> int:
-    """Bytes of payload that the host socket can still queue; `mss` is the guest's segment size.
-
-    Segments are discrete: with n = max(Q / m, 1) of them queued, each has cost
-    o = (W - Q) / n beyond its payload, and floor((S - W) / (m + o)) more fit.  Where the overhead
-    cannot be observed (nothing queued, or the queue drained between the two readings) the scaled
-    buffer less what is charged to it is the room.  Where the kernel has no SO_MEMINFO, it is the
-    scaled buffer less the payload queued.
+def room(facts: SocketFacts, mss: int, estimate: Estimator = DEFAULT_ESTIMATOR) -> int:
+    """Bytes that the guest may send beyond what was read; `mss` is its segment size.
 
     Silly windows (RFC 813, section 3; RFC 9293, 3.8.6.2.2): a room below one segment, while data is
     queued and flows, counts as 0.  This is done only while the socket is not writable, because only
     then the kernel tells when to open the window again.  While it is writable the room is at least
     one segment: a sendmsg() may then fall short by less than that, and the rest is kept.
     """
-    sndbuf, queued, outq = facts.sndbuf, facts.wmem_queued, facts.outq
-    segment = facts.snd_mss or mss
-    if queued < 0:
-        free = scaled(sndbuf) - outq
-    elif queued > sndbuf:
-        free = 0
-    elif outq > 0 and queued > outq:
-        overhead = (queued - outq) // max(outq // segment, 1)
-        free = (sndbuf - queued) // (segment + overhead) * segment
-    else:
-        free = scaled(sndbuf) - queued
-
+    free = estimate(facts)
     if free >= mss:
         return free
     if writable(facts):
         return mss
-    if outq > 0 and facts.last_data_sent * 1000 < SILLY_RTTS * max(facts.rtt, 1000):
+    if facts.outq > 0 and facts.last_data_sent * 1000 < SILLY_RTTS * max(facts.rtt, 1000):
         return 0
-    return max(free, 0)
+    return free
 
 
-def scale(space: int) -> int:
-    """The window scale that lets a window of `space` bytes be said (RFC 7323, section 2.3).
+def bounds(facts: SocketFacts, mss: int, estimate: Estimator) -> dict[str, Any]:
+    """What each rule makes of one reading, for whoever wants to look: `room` and how it came about."""
+    free = estimate(facts)
+    result = room(facts, mss, estimate)
+    return {
+        "estimates": {name: other(facts) for name, other in ESTIMATORS.items()},
+        "estimate": free,
+        "room": result,
+        "writable": writable(facts),
+        "by": "estimate" if result == free else "silly" if result < free else "writable",
+    }
 
-    As tcp_select_initial_window() chooses it: the smallest shift that brings the space into 16 bits,
-    at most 14.
+
+# The first window and the scale
+
+
+class InitialWindow(NamedTuple):
+    """What tcp_select_initial_window() settles: bytes, shift, and the most that can ever be said."""
+
+    rcv_wnd: int
+    rcv_wscale: int
+    window_clamp: int
+
+
+def select_initial_window(
+    space: int,
+    mss: int,
+    window_clamp: int = 0,
+    wscale_ok: bool = True,
+    rmem_max: int = 0,
+    init_rcv_wnd: int = 0,
+    signed_windows: bool = False,
+) -> InitialWindow:
+    """The window of a SYN and its scale, as tcp_select_initial_window() decides (Linux 6.x).
+
+    `space`: bytes that can be held now.  `window_clamp`: no window is ever to be larger, 0 for none (a
+    route's `window`).  `rmem_max`: what the space may grow to, bytes; the kernel takes the larger of
+    tcp_rmem[2] and net.core.rmem_max.  `init_rcv_wnd`: at most so many segments at first, 0 for no bound (a
+    route's `initrwnd`).  `signed_windows`: tcp_workaround_signed_windows, for hosts that take the field for
+    a signed number.
+
+    The scale is said once and bounds everything later, so it is chosen for what the space may become: the
+    smallest shift that brings that into 16 bits, at most 14.  The window is rounded down to whole segments;
+    in the SYN itself, where no scale counts yet, 65535 is the most that can be said (RFC 7323, section 2.2).
     """
-    return min(max((space // (WINDOW_FIELD_MAX + 1)).bit_length(), 0), WSCALE_MAX)
+    clamp = window_clamp or WINDOW_FIELD_MAX << WSCALE_MAX
+    space = min(clamp, max(space, 0))
+    if space > mss:
+        space -= space % mss
+    rcv_wnd = min(space, SIGNED_WINDOW_MAX) if signed_windows else space
+    if init_rcv_wnd:
+        rcv_wnd = min(rcv_wnd, init_rcv_wnd * mss)
+    wscale = 0
+    if wscale_ok:
+        most = min(max(space, rmem_max), clamp)
+        wscale = min(max(most.bit_length() - 16, 0), WSCALE_MAX)
+    return InitialWindow(rcv_wnd, wscale, min(WINDOW_FIELD_MAX << wscale, clamp))

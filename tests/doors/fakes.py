@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from pysplice.tcp.doors import ACK, CLOSING, HANGUP, READABLE, SYN, WRITABLE, SocketFacts
 
+WMEM_MAX = 4 << 20
+
 
 @dataclass
 class FakeRun:
@@ -95,6 +97,7 @@ class FakeHost:
     sndbuf: int = 87040
     overhead: float = 1.0  # truesize per byte of payload
     snd_mss: int = 1448
+    snd_wnd: int = 65535
     wire: bytearray = field(default_factory=bytearray)
     outbox: bytearray = field(default_factory=bytearray)
     inbox: bytearray = field(default_factory=bytearray)
@@ -198,7 +201,9 @@ class FakeHost:
     def facts(self):
         assert not self.closed
         queued = self.queued() if self.meminfo else -1
-        return SocketFacts(self.sndbuf, queued, len(self.outbox), self.snd_mss, 65535, 100, 0)
+        return SocketFacts(
+            self.sndbuf, queued, len(self.outbox), self.snd_mss, self.snd_wnd, 100, 0, WMEM_MAX
+        )
 
     def arm(self):
         assert not self.closed

@@ -7,10 +7,11 @@ checks on the way what a peer may rely on.
 
 import random
 
-from pysplice.tcp import seq, window
+from pysplice.tcp import seq
 from pysplice.tcp.connection import Connection
 from pysplice.tcp.doors import ACK, FIN, PSH, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED
+from pysplice.tcp.small_queue import SmallQueue
 
 from ..doors.fakes import FakeHost, FakeRun, FakeTap, Segment
 
@@ -173,7 +174,7 @@ class World:
         self.guest.remember()
         self.connection = Connection(
             self.tap, self.host, self.guest.syn(), isn=rng.getrandbits(32), mss=mss,
-            space=4 << 20, queue=window.TapQueue(rng.choice((0, 0, 5000))), now=self.now,
+            queue=SmallQueue(limit=rng.choice((0, 0, 5000))), now=self.now,
         )  # fmt: skip
         self.connection.on_host(WRITABLE, self.now)
         self.back: list[Segment] = []

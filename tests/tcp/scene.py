@@ -12,6 +12,7 @@ from pysplice.tcp import seq, window
 from pysplice.tcp.connection import Connection
 from pysplice.tcp.doors import ACK, SYN, WRITABLE
 from pysplice.tcp.events import ESTABLISHED
+from pysplice.tcp.small_queue import SmallQueue
 
 from ..doors.fakes import FakeHost, FakeRun, FakeTap, Segment
 
@@ -26,8 +27,10 @@ class Scene:
         guest_mss: int = 1460,
         wscale: int = 7,
         window_: int = 64240,
-        space: int = 4 << 20,
+        queue: SmallQueue | None = None,
         budget: int = 0,
+        estimate: window.Estimator = window.DEFAULT_ESTIMATOR,
+        trace=None,
         irs: int = IRS,
         isn: int = ISN,
         **host,
@@ -35,13 +38,14 @@ class Scene:
         self.now = 1000.0
         self.tap = FakeTap()
         self.host = FakeHost(**host)
-        self.queue = window.TapQueue(budget)
+        self.queue = queue or SmallQueue(limit=budget)
         self.next = seq.add(irs, 1)  # what the guest sends next
         self.acked = seq.add(isn, 1)  # what the guest has acknowledged
         self.isn = isn
         self.syn = FakeRun(irs, 0, window_, SYN, mss=guest_mss, wscale=wscale)
         self.connection = Connection(
-            self.tap, self.host, self.syn, isn=isn, mss=mss, space=space, queue=self.queue, now=self.now
+            self.tap, self.host, self.syn, isn=isn, mss=mss, queue=self.queue, now=self.now,
+            estimate=estimate, trace=trace,
         )  # fmt: skip
 
     @property

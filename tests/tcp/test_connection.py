@@ -569,11 +569,3 @@ def test_a_call_too_early_does_nothing():
 
 def test_connecting_has_no_timer_of_ours():
     assert Scene().connection.deadline() == NEVER
-
-
-def test_small_queue_bounds_the_window():
-    scene = Scene(sndbuf=4 << 20, budget=50_000).established()
-    scene.guest(b"x" * 65_000)
-    (ack,) = scene.guest(b"x")
-    assert ack.window << 7 <= 50_000 + 128
-    assert scene.ready(WRITABLE) == []

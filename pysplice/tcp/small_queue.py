@@ -1,0 +1,204 @@
+"""Small queues: what each connection may have unread in the ring of the tap.
+
+Owns the estimate of one tap and its list of throttled connections; knows no clock and no device: time and
+runs are fed to it.  Imports nothing.
+
+The kernel bounds what a socket may have in the queues below it (TCP small queues, tcp_small_queue_check()),
+by memory that skb_orphan() takes off its account.  tun calls that in its transmit path, so behind a tap the
+guest's kernel is blind.  Whoever reads the ring is the only one who can do the job, and the window is the
+means: its right edge is at most `budget` bytes beyond what was read.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+# A connection counts as queueing for one to two of these periods, seconds
+QUEUEING_PERIOD = 0.1
+
+# And as talking, which asks the others to be brief, for so long after a small message, seconds
+TALKING_SECONDS = 1.0
+
+# What waits before somebody else's small message, in the time that it takes to be read.  The kernel allows
+# a socket a millisecond at its pacing rate (sk_pacing_shift); here all that is ahead in the ring is read by one
+# process which the sender, the receiver and the other one compete with, and that multiplies.
+QUEUE_SECONDS = 1 / 8192
+
+# What a frame is taken to carry before any was seen: windows have to start small enough
+FRAME_BYTES_AT_FIRST = 1400
+
+# The largest frame; two of them are the least that a bulk sender is left with
+LARGE = 64 * 1024
+
+# Batches below this say little about how fast the ring is read
+RATE_BYTES_MIN = 64 * 1024
+
+# How long a throttled connection has to be quiet before it is resumed, seconds
+RESUME_AFTER = 0.001
+
+
+def share(ring: int, bytes_per_frame: int, active: int) -> int:
+    """What one of `active` connections may have in a ring of `ring` frames, bytes.
+
+    Half of the ring is shared out; the rest is for what no window bounds, and for windows that were said
+    when fewer shared it.  At least two frames, as the kernel leaves a socket two segments.
+    """
+    return max(ring // 2 // max(active, 1), 2) * bytes_per_frame
+
+
+def patience(rate: float, active: int, segment: int) -> int:
+    """What one of `active` bulk senders may have unread while others wait behind it, bytes.
+
+    `rate`: how fast the ring is read, bytes a second.  At least two segments of `segment` bytes.
+    """
+    return max(int(rate * QUEUE_SECONDS) // max(active, 1), 2 * segment)
+
+
+class Seen(Protocol):
+    """What is asked of a run (see doors.Run)."""
+
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+
+
+class Resumable(Protocol):
+    """What is asked of a connection."""
+
+    seq_from_tap: int
+
+    def resume(self, floor: int) -> None: ...
+
+
+class Recent:
+    """Keys that were named within the last one to two periods; len() counts them."""
+
+    __slots__ = ("_before", "_count", "_now", "_period", "_until")
+
+    def __init__(self, period: float) -> None:
+        self._period = period
+        self._until = 0.0
+        self._now: set[bytes] = set()
+        self._before: set[bytes] = set()
+        self._count = 0
+
+    def turn(self, now: float) -> None:
+        """Forget what is older."""
+        if now >= self._until:
+            self._before = self._now if now < self._until + self._period else set()
+            self._now = set()
+            self._count = len(self._before)
+            self._until = now + self._period
+
+    def add(self, key: bytes) -> None:
+        if key not in self._now:
+            self._now.add(key)
+            self._count += key not in self._before
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._now or key in self._before
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class SmallQueue:
+    """What all connections of one tap are held to; they share it.
+
+    `ring`: frames that the tap holds.  `segment`: the largest payload of a frame, bytes.  `limit`: a bound
+    that somebody chose, bytes; 0 for none at all, None to find it out (`--limit-output`).
+
+    `budget`: bytes that a connection may have unread, 0 for no bound.  `throttled`: connections that it left
+    with less than two of their segments, in order, with what had been read of each.
+    """
+
+    __slots__ = (
+        "_limit",
+        "_queueing",
+        "_ring",
+        "_segment",
+        "_talker",
+        "_talking_until",
+        "budget",
+        "frame_bytes",
+        "rate",
+        "throttled",
+    )
+
+    def __init__(self, ring: int = 0, segment: int = LARGE, limit: int | None = 0) -> None:
+        self._ring = ring
+        self._segment = min(segment, LARGE)
+        self._limit = limit
+        self._queueing = Recent(QUEUEING_PERIOD)
+        self._talker = b""
+        self._talking_until = 0.0
+        self.frame_bytes = min(FRAME_BYTES_AT_FIRST, self._segment)
+        self.rate = 0.0
+        self.throttled: dict[Resumable, int] = {}
+        self.budget = share(ring, self.frame_bytes, 1) if limit is None else limit
+
+    @property
+    def watching(self) -> bool:
+        """True if the budget follows what is seen."""
+        return self._limit is None
+
+    def seen(self, runs: Iterable[Seen], now: float) -> None:
+        """A batch was read: who shares the ring, and what its frames carry."""
+        queueing = self._queueing
+        queueing.turn(now)
+        frames = total = 0
+        for run in runs:
+            # A small frame by itself is a conversation; two at a time, or a large one, are a queue
+            if run.frames > 1 or run.length >= self._segment // 2:
+                if run.length:
+                    queueing.add(run.key)
+                    frames += run.frames
+                    total += run.length
+            elif run.length and run.key not in queueing:
+                self._talker = run.key
+                self._talking_until = now + TALKING_SECONDS
+        if total:
+            # Small frames count at once, large ones have to last
+            mean = max(total // frames, 1)
+            self.frame_bytes = min(mean, self.frame_bytes + (mean - self.frame_bytes) // 8 + 1)
+        active = len(queueing)
+        self.budget = share(self._ring, self.frame_bytes, active)
+        # Who talked first and queues now was no other
+        if active and self.rate and now < self._talking_until and self._talker not in queueing:
+            self.budget = min(self.budget, patience(self.rate, active, self._segment))
+
+    def served(self, total: int, seconds: float) -> None:
+        """A batch of `total` bytes of payload took so long to be read and passed on."""
+        if total >= RATE_BYTES_MIN and seconds > 0:
+            rate = total / seconds
+            self.rate += (rate - self.rate) / 16 if self.rate else rate
+
+    def bound(self, room: int, mss: int, connection: Resumable, floor: int = 0) -> int:
+        """The room that the budget leaves of `room`; lists a connection that it leaves too little.
+
+        A sender waits until a whole segment fits, so one that is left with less than two may stop.
+        """
+        budget = max(self.budget, floor)
+        if not self.budget or room <= budget:
+            return room
+        if budget < 2 * mss:
+            self.throttled[connection] = connection.seq_from_tap
+        return budget
+
+    def resume(self) -> Iterable[tuple[Resumable, int]]:
+        """Connections to be resumed and the room to resume them with; those that went on by themselves wait.
+
+        In order, and as many as a quarter of the ring takes if each of them fills its room with frames as
+        small as they were.  tcp_tsq_handler() does as much for the sockets on the tasklet's list.
+        """
+        floor = 2 * self._segment
+        left = max(self._ring // 4 * self.frame_bytes // floor, 1)
+        waiting, self.throttled = self.throttled, {}
+        for connection, seq in waiting.items():
+            if connection.seq_from_tap != seq or not left:
+                self.throttled[connection] = connection.seq_from_tap
+            else:
+                left -= 1
+                yield connection, floor
