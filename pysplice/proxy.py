@@ -275,14 +275,11 @@ class Proxy:
         self._set_timer()
 
     def _resume(self) -> None:
-        """Those whom the small queue holds back go on, once the ring has nothing of anybody."""
+        """Those whom the small queue holds back go on, once there is place for what they send."""
         self._resuming = False
-        if self.tap.readable():
-            # Nobody is held up yet; the next batch asks again
-            return
-        for connection, floor in self._queue.resume():
+        for connection, room in self._queue.resume(time.monotonic(), not self.tap.readable()):
             try:
-                connection.resume(floor)
+                connection.resume(room)
             except Exception as e:
                 self._failed(None, e)
         if self._queue.throttled:

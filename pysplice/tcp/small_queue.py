@@ -32,8 +32,10 @@ LARGE = 64 * 1024
 # Batches below this say little about how fast the ring is read
 RATE_BYTES_MIN = 64 * 1024
 
-# How long a throttled connection has to be quiet before it is resumed, seconds
+# How long a throttled connection has to be quiet before it is resumed, seconds: with the ring empty, and with
+# others in it, when what it has sent may be behind theirs
 RESUME_AFTER = 0.001
+RESUME_AFTER_BUSY = 0.01
 
 
 def share(ring: int, bytes_per_frame: int, active: int) -> int:
@@ -111,11 +113,12 @@ class SmallQueue:
     that somebody chose, bytes; 0 for none at all, None to find it out (`--limit-output`).
 
     `budget`: bytes that a connection may have unread, 0 for no bound.  `throttled`: connections that it left
-    with less than two of their segments, in order, with what had been read of each.
+    with less than one of their segments, in order, with what had been read of each and when.
     """
 
     __slots__ = (
         "_limit",
+        "_now",
         "_queueing",
         "_ring",
         "_segment",
@@ -136,7 +139,8 @@ class SmallQueue:
         self._talking_until = 0.0
         self.frame_bytes = min(FRAME_BYTES_AT_FIRST, self._segment)
         self.rate = 0.0
-        self.throttled: dict[Resumable, int] = {}
+        self._now = 0.0
+        self.throttled: dict[Resumable, tuple[int, float]] = {}
         self.budget = share(ring, self.frame_bytes, 1) if limit is None else limit
 
     @property
@@ -146,6 +150,7 @@ class SmallQueue:
 
     def seen(self, runs: Iterable[Seen], now: float) -> None:
         """A batch was read: who shares the ring, and what its frames carry."""
+        self._now = now
         queueing = self._queueing
         queueing.turn(now)
         frames = total = 0
@@ -178,27 +183,31 @@ class SmallQueue:
     def bound(self, room: int, mss: int, connection: Resumable, floor: int = 0) -> int:
         """The room that the budget leaves of `room`; lists a connection that it leaves too little.
 
-        A sender waits until a whole segment fits, so one that is left with less than two may stop.
+        A sender waits until a whole segment fits, so one that is left with less may stop.
         """
         budget = max(self.budget, floor)
         if not self.budget or room <= budget:
             return room
-        if budget < 2 * mss:
-            self.throttled[connection] = connection.seq_from_tap
+        if budget < mss:
+            self.throttled[connection] = (connection.seq_from_tap, self._now)
         return budget
 
-    def resume(self) -> Iterable[tuple[Resumable, int]]:
+    def resume(self, now: float, empty: bool) -> Iterable[tuple[Resumable, int]]:
         """Connections to be resumed and the room to resume them with; those that went on by themselves wait.
 
-        In order, and as many as a quarter of the ring takes if each of them fills its room with frames as
-        small as they were.  tcp_tsq_handler() does as much for the sockets on the tasklet's list.
+        `empty`: nothing is in the ring.  In order, and as many as half of the ring takes if each of them
+        fills its room with frames as small as they were.  tcp_tsq_handler() does as much for the sockets on
+        the tasklet's list.
         """
-        floor = 2 * self._segment
-        left = max(self._ring // 4 * self.frame_bytes // floor, 1)
+        floor = self._segment
+        left = max(self._ring // 2 * self.frame_bytes // floor, 1)
+        since = now - (RESUME_AFTER if empty else RESUME_AFTER_BUSY)
         waiting, self.throttled = self.throttled, {}
-        for connection, seq in waiting.items():
-            if connection.seq_from_tap != seq or not left:
-                self.throttled[connection] = connection.seq_from_tap
+        for connection, (seq, at) in waiting.items():
+            if connection.seq_from_tap != seq:
+                self.throttled[connection] = (connection.seq_from_tap, now)
+            elif at > since or not left:
+                self.throttled[connection] = (seq, at)
             else:
                 left -= 1
                 yield connection, floor
