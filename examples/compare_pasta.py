@@ -70,10 +70,17 @@ def inside(namespace: str, *words: str) -> list[str]:
 
 
 class Topology:
-    """A host and a remote host; `close()` ends what it started."""
+    """A host and a remote host; `close()` ends what it started.
 
-    def __init__(self, args: argparse.Namespace, rtt: float, worker: str) -> None:
+    `args` has loss, reorder (percent) and rate (Mbit/s); `rtt` is in milliseconds, `remote_rmem` the remote
+    host's tcp_rmem.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, rtt: float, worker: str, remote_rmem: str = TCP_RMEM
+    ) -> None:
         self.processes: list[subprocess.Popen] = []
+        self.rmem = {"host": TCP_RMEM, "remote": remote_rmem}
         for name in ("host", "remote"):
             sh("ip", "netns", "add", name)
             sh(*inside(name, "ip", "link", "set", "lo", "up"))
@@ -129,7 +136,7 @@ class Topology:
         for name in ("host", "remote"):
             # Many short connections in a row must not run out of ports
             for path, value in (
-                ("tcp_rmem", TCP_RMEM),
+                ("tcp_rmem", self.rmem[name]),
                 ("tcp_max_tw_buckets", "500"),
                 ("tcp_congestion_control", "cubic"),
             ):
@@ -201,9 +208,16 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def measure(
-    peer: str, command: str, workload: str, mtu: int, version: int, seconds: float, worker: str
+    peer: str,
+    command: str,
+    workload: str,
+    mtu: int,
+    version: int,
+    seconds: float,
+    worker: str,
+    log: list[str] | None = None,
 ) -> dict:
-    """One run of one peer: the worker's result, or {"failed": why}."""
+    """One run of one peer: the worker's result, or {"failed": why}; `log` gets its lines on stderr."""
     guest = ["python3", worker, "client", workload, REMOTE[version], str(PORT), str(seconds)]
     attach = holder = None
     if peer == "direct":
@@ -227,6 +241,8 @@ def measure(
     try:
         out, err = process.communicate(timeout=seconds + 20)
         lines = [line for line in out.splitlines() if line.startswith("{")]
+        if log is not None:
+            log += err.splitlines()
         if process.returncode or not lines:
             reason = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
             return {"failed": reason[:60]}

@@ -43,12 +43,18 @@ def prepare(sock: socket.socket) -> socket.socket:
 
 
 def sink(sock: socket.socket) -> None:
+    """Read to the end; then say how much it was, and how much of it in each tenth of a second."""
     buffer = bytearray(1 << 20)
     total = 0
+    tenths: list[int] = []
+    begun = time.monotonic()
     with sock, contextlib.suppress(OSError):
         while n := sock.recv_into(buffer):
             total += n
-        sock.sendall(struct.pack("!Q", total))
+            tenth = int((time.monotonic() - begun) / STEP)
+            tenths += [0] * (tenth + 1 - len(tenths))
+            tenths[tenth] += n
+        sock.sendall(struct.pack(f"!QI{len(tenths)}Q", total, len(tenths), *tenths))
 
 
 def source(sock: socket.socket) -> None:
@@ -104,7 +110,7 @@ def serve(address: str, port: int) -> None:
 
 def connect(address: str, port: int) -> socket.socket:
     sock = prepare(socket.socket(family(address)))
-    sock.settimeout(10)
+    sock.settimeout(20)
     sock.connect((address, port))
     return sock
 
@@ -148,6 +154,12 @@ class Meter:
         return [8 * sum(used[i : i + per]) for i in range(0, len(used) - per + 1, per)]
 
 
+def verdict(sock: socket.socket) -> tuple[int, list[int]]:
+    """What the sink has to say: bytes in all, and by tenths of a second."""
+    total, count = struct.unpack("!QI", receive_exactly(sock, 12))
+    return total, list(struct.unpack(f"!{count}Q", receive_exactly(sock, 8 * count)))
+
+
 def upload(address: str, port: int, meter: Meter, results: list) -> None:
     sock = connect(address, port)
     sock.sendall(b"U")
@@ -155,9 +167,9 @@ def upload(address: str, port: int, meter: Meter, results: list) -> None:
     while meter.count(sock.send(BLOCK)):
         pass
     sock.shutdown(socket.SHUT_WR)
-    total = struct.unpack("!Q", receive_exactly(sock, 8))[0]
+    total, tenths = verdict(sock)
     # What is still on its way when time is up counts, and so does the time it takes
-    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock)))
+    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock), tenths))
 
 
 def download(address: str, port: int, meter: Meter, results: list) -> None:
@@ -169,7 +181,7 @@ def download(address: str, port: int, meter: Meter, results: list) -> None:
         total += n
         if not meter.count(n):
             break
-    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock)))
+    results.append((8 * total / (time.monotonic() - begun), retransmissions(sock), []))
     sock.close()
 
 
@@ -180,7 +192,7 @@ def bulk(workload: str, address: str, port: int, seconds: float) -> dict:
         "streams8": [upload] * 8,
         "bidirectional": [upload, download],
     }[workload]
-    results: list[tuple[float, int]] = []
+    results: list[tuple[float, int, list[int]]] = []
     meter = Meter(seconds)
     threads = [threading.Thread(target=f, args=(address, port, meter, results)) for f in functions]
     for thread in threads:
@@ -190,9 +202,10 @@ def bulk(workload: str, address: str, port: int, seconds: float) -> dict:
     if len(results) != len(functions):
         raise OSError("a connection failed")
     return {
-        "value": sum(rate for rate, _ in results),
-        "retransmissions": sum(n for _, n in results),
+        "value": sum(rate for rate, _, _ in results),
+        "retransmissions": sum(n for _, n, _ in results),
         "seconds": meter.seconds(),
+        "tenths": results[0][2],
     }
 
 
@@ -247,6 +260,7 @@ def request_response(address: str, port: int, seconds: float, count: int, stay: 
         "value": len(latencies) / (time.monotonic() - begun),
         "p50": latencies[len(latencies) // 2],
         "p99": latencies[len(latencies) * 99 // 100],
+        "percentiles": [latencies[len(latencies) * i // 1000] for i in range(0, 1000, 5)],
         "retransmissions": 0,
     }
 
@@ -292,7 +306,7 @@ def tiny(address: str, port: int, seconds: float, count: int) -> dict:
     for sock in socks.values():
         sock.settimeout(10)
         sock.shutdown(socket.SHUT_WR)
-        total += struct.unpack("!Q", receive_exactly(sock, 8))[0]
+        total += verdict(sock)[0]
     resent = sum(retransmissions(sock) for sock in socks.values())
     return {
         "value": 8 * total / (time.monotonic() - meter.begin),
