@@ -29,8 +29,8 @@ from pathlib import Path
 
 import compare_pasta as yard
 
-ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer")
-DEFAULT = "segments-wmem"
+ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer", "truesize")
+DEFAULT = "truesize"
 RTTS = "0,0.2,1,10,50,100"
 STEP = 0.1  # of the receiver's account, seconds
 

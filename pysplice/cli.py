@@ -67,7 +67,8 @@ Addresses:
                            Leave that out
 
 The window:
-      --window NAME        Estimator: sndbuf, linear, segments, segments-wmem (default), peer
+      --window NAME        Estimator: sndbuf, linear, segments, segments-wmem, peer, truesize
+                           (default)
       --limit-output BYTES|auto|off
                            What a connection may have unread in the tap's queue; default: auto
       --trace-window FILE  Write a line of JSON for each window that is advertised

@@ -16,7 +16,7 @@ MTU_MIN_IPV6 = 1280  # RFC 8200
 IFNAME_MAX = 15
 
 # As tcp/window.py has them, which is not imported here; a test holds the two together
-ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer")
+ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer", "truesize")
 LIMIT_OUTPUT_MAX = 1 << 30
 
 OUR_MAC = bytes.fromhex("9a559a559a55")
@@ -61,7 +61,7 @@ class Config:
     outbound: tuple[IPAddress, ...] = ()
     outbound_if4: str = ""
     outbound_if6: str = ""
-    window: str = "segments-wmem"
+    window: str = "truesize"
     limit_output: int | None = None  # bytes, 0: no bound, None: as is found out
     trace_window: str = ""
     foreground: bool = False

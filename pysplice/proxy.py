@@ -41,6 +41,10 @@ LINGER_NAMESPACE = 1.0
 
 LAST_BATCHES = 16
 
+# What we offer at most where the guest may leave segmentation to us.  Frames are 64 KiB then whatever the MSS;
+# but a window moves by whole segments, and a young send buffer of 45 KiB does not hold one of 64 KiB.
+MSS_MAX_VNET = 16 * 1024
+
 
 @dataclass(frozen=True)
 class Link:
@@ -93,6 +97,7 @@ class Proxy:
         segment = small_queue.LARGE if tap.vnet else link.mtu - IPV4_HEADER - TCP_HEADER
         self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
         self._resuming = False
+        self._mss_max = MSS_MAX_VNET if tap.vnet else link.mtu
         self._loop = uvloop.new_event_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -320,7 +325,7 @@ class Proxy:
             host,
             run,
             isn=seq.isn(self._secret, key, now),
-            mss=link.mtu - (IPV4_HEADER if ipv4 else IPV6_HEADER) - TCP_HEADER,
+            mss=min(link.mtu - (IPV4_HEADER if ipv4 else IPV6_HEADER) - TCP_HEADER, self._mss_max),
             queue=self._queue,
             now=now,
             estimate=self._estimate,

@@ -57,7 +57,7 @@ def test_lists_keep_one_address_of_each_version():
 
 def test_the_window():
     config = cli.parse([])
-    assert (config.window, config.limit_output, config.trace_window) == ("segments-wmem", None, "")
+    assert (config.window, config.limit_output, config.trace_window) == ("truesize", None, "")
     config = cli.parse(["--window", "peer", "--limit-output", "131072", "--trace-window", "out.jsonl"])
     assert (config.window, config.limit_output, config.trace_window) == ("peer", 131072, "out.jsonl")
     assert cli.parse(["--limit-output=off"]).limit_output == 0

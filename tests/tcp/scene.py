@@ -29,7 +29,7 @@ class Scene:
         window_: int = 64240,
         queue: SmallQueue | None = None,
         budget: int = 0,
-        estimate: window.Estimator = window.DEFAULT_ESTIMATOR,
+        estimate: window.Estimator = window.segments_wmem,  # it offers a small empty buffer whole
         trace=None,
         irs: int = IRS,
         isn: int = ISN,
