@@ -86,7 +86,7 @@ there.  ``SmallQueue`` bounds what one connection may have unread, by the same w
   the size that was seen.  Someone who sends one small frame at a time queues nothing and is not counted.
 - So that a small message does not wait behind megabytes, bulk senders are brief (``patience``) while somebody
   else talks in small ones.  Alone, or among themselves, they are not: a short queue costs rate.
-- A connection that is left with less than a segment may stop, because a sender waits until a whole one fits.
+- A connection that is left with little may stop, because a sender waits until a whole one fits.
    It is listed (``throttled``), and once it is quiet and the ring empty, ``resume`` gives it room again,
   in order, to as many at a time as the ring can bear.
 

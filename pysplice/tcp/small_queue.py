@@ -70,6 +70,7 @@ class Resumable(Protocol):
     """What is asked of a connection."""
 
     seq_from_tap: int
+    mss_from_tap: int
 
     def resume(self, floor: int) -> None: ...
 
@@ -113,10 +114,12 @@ class SmallQueue:
     that somebody chose, bytes; 0 for none at all, None to find it out (`--limit-output`).
 
     `budget`: bytes that a connection may have unread, 0 for no bound.  `throttled`: connections that it left
-    with less than one of their segments, in order, with what had been read of each and when.
+    with less than two of their segments, in order, with what had been read of each and when.
     """
 
     __slots__ = (
+        "_granted",
+        "_granted_until",
         "_limit",
         "_now",
         "_queueing",
@@ -140,6 +143,8 @@ class SmallQueue:
         self.frame_bytes = min(FRAME_BYTES_AT_FIRST, self._segment)
         self.rate = 0.0
         self._now = 0.0
+        self._granted = 0  # bytes that were given back by resume() since a while
+        self._granted_until = 0.0
         self.throttled: dict[Resumable, tuple[int, float]] = {}
         self.budget = share(ring, self.frame_bytes, 1) if limit is None else limit
 
@@ -183,31 +188,35 @@ class SmallQueue:
     def bound(self, room: int, mss: int, connection: Resumable, floor: int = 0) -> int:
         """The room that the budget leaves of `room`; lists a connection that it leaves too little.
 
-        A sender waits until a whole segment fits, so one that is left with less may stop.
+        A sender waits until a whole segment fits, so one that is left with less may stop; twice that is
+        safe also where the window is rounded.
         """
         budget = max(self.budget, floor)
         if not self.budget or room <= budget:
             return room
-        if budget < mss:
+        if budget < 2 * mss:
             self.throttled[connection] = (connection.seq_from_tap, self._now)
         return budget
 
     def resume(self, now: float, empty: bool) -> Iterable[tuple[Resumable, int]]:
         """Connections to be resumed and the room to resume them with; those that went on by themselves wait.
 
-        `empty`: nothing is in the ring.  In order, and as many as half of the ring takes if each of them
-        fills its room with frames as small as they were.  tcp_tsq_handler() does as much for the sockets on
-        the tasklet's list.
+        `empty`: nothing is in the ring.  In order, and within a period no more than half of the ring takes
+        if each of them fills its room with frames as small as they were.  tcp_tsq_handler() does as much for
+        the sockets on the tasklet's list.
         """
-        floor = self._segment
-        left = max(self._ring // 2 * self.frame_bytes // floor, 1)
+        if now >= self._granted_until:
+            self._granted_until = now + QUEUEING_PERIOD
+            self._granted = 0
+        most = self._ring // 2 * self.frame_bytes
         since = now - (RESUME_AFTER if empty else RESUME_AFTER_BUSY)
         waiting, self.throttled = self.throttled, {}
         for connection, (seq, at) in waiting.items():
+            room = connection.mss_from_tap
             if connection.seq_from_tap != seq:
                 self.throttled[connection] = (connection.seq_from_tap, now)
-            elif at > since or not left:
+            elif at > since or (self._granted and self._granted + room > most):
                 self.throttled[connection] = (seq, at)
             else:
-                left -= 1
-                yield connection, floor
+                self._granted += room
+                yield connection, room

@@ -262,7 +262,8 @@ class Transfer:
     def resume(self, floor: int) -> None:
         """The ring of the tap is empty: say what the small queue had held back, at least `floor` bytes."""
         if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
-            room = self._room(floor)
+            # The scale must not round away what makes it a whole segment
+            room = self._room(floor + (1 << self.ws_to_tap))
             if room > self._room_left():
                 self._send_ack(room)
 

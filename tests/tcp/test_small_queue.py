@@ -132,17 +132,18 @@ def test_the_rate_is_not_learnt_from_small_batches():
 
 
 class Throttled:
-    def __init__(self, seq=0):
+    def __init__(self, seq=0, mss=1460):
         self.seq_from_tap = seq
+        self.mss_from_tap = mss
 
 
-def test_only_who_has_less_than_a_segment_is_listed():
+def test_only_who_has_less_than_two_segments_is_listed():
     q = queue(limit=10_000)
     a, b = Throttled(), Throttled()
-    assert q.bound(50_000, 10_000, a) == 10_000
+    assert q.bound(50_000, 5_000, a) == 10_000
     assert q.bound(5000, 20_000, a) == 5000
     assert not q.throttled
-    assert q.bound(50_000, 10_001, b) == 10_000
+    assert q.bound(50_000, 5_001, b) == 10_000
     assert list(q.throttled) == [b]
     assert q.bound(500_000, 20_000, a, floor=65_536) == 65_536
     assert list(q.throttled) == [b]
@@ -173,14 +174,17 @@ def test_not_all_are_resumed_at_once():
     """What is given back must fit the ring, in frames as small as they were."""
     q = queue()
     q.seen([Seen(bytes([i]), 1000, 10) for i in range(200)], 0.0)
-    waiting = [Throttled() for _ in range(200)]
+    waiting = [Throttled(mss=65480) for _ in range(200)]
     for connection in waiting:
         q.bound(1 << 20, 65480, connection)
     resumed = list(q.resume(1.0, empty=True))
     assert [c for c, _ in resumed] == waiting[: len(resumed)]
-    assert len(resumed) == RING // 2 * 100 // LARGE == 12
-    assert {room for _, room in resumed} == {LARGE}
+    assert len(resumed) == RING // 2 * 100 // 65480 == 12
+    assert {room for _, room in resumed} == {65480}
     assert list(q.throttled) == waiting[len(resumed) :]
+    # The next ones after a period
+    assert list(q.resume(1.05, empty=True)) == []
+    assert [c for c, _ in q.resume(1.11, empty=True)] == waiting[12:24]
 
 
 # In a connection
