@@ -264,7 +264,7 @@ class Transfer:
         if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
             # The scale must not round away what makes it a whole segment
             room = self._room(floor + (1 << self.ws_to_tap))
-            if room > self._room_left():
+            if room >> self.ws_to_tap > self._room_left() >> self.ws_to_tap:
                 self._send_ack(room)
 
     def _advertise(self, room: int) -> int:
