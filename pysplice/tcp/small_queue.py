@@ -194,7 +194,7 @@ class SmallQueue:
         budget = max(self.budget, floor)
         if not self.budget or room <= budget:
             return room
-        if budget < 2 * mss:
+        if not floor and budget < 2 * mss:
             self.throttled[connection] = (connection.seq_from_tap, self._now)
         return budget
 

@@ -220,7 +220,7 @@ def test_a_throttled_connection_is_resumed():
     ((connection, room),) = q.resume(1.0, empty=True)
     connection.resume(room)
     (update,) = scene.tap.take()
-    assert 65480 <= update.window << 7 <= room + 128
+    assert 65480 <= update.window << 7 <= room + 256
     assert not q.throttled
     # Said once, it is not said again
     connection.resume(room)
