@@ -92,13 +92,15 @@ class Proxy:
         self.hosts = HostSockets(tap.send_run, tap.store_run)
         self.flows = Flows(flow_max)
         self._secret = os.urandom(32)
-        self._trace = WindowTrace(trace, time.monotonic, log.warning) if trace is not None else None
         self._estimate = window.ESTIMATORS[link.window]
         segment = small_queue.LARGE if tap.vnet else link.mtu - IPV4_HEADER - TCP_HEADER
         self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
         self._resuming = False
         self._mss_max = MSS_MAX_VNET if tap.vnet else link.mtu
         self._loop = uvloop.new_event_loop()
+        self._trace: WindowTrace | None = None
+        if trace is not None:
+            self._trace = WindowTrace(trace, time.monotonic, self._loop.call_later, log.warning)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._status = 0

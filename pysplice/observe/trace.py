@@ -1,14 +1,15 @@
 """The trace of windows: one line of JSON for each window that is advertised.
 
-Owns the file.  Imports no other room; the clock is given to it.
+Owns the file.  Imports no other room; clock and timer are given to it.
 """
 
 import json
 from collections.abc import Callable
 from typing import Any, TextIO
 
-# Gathered before it is written: a write for each line would be felt
+# Gathered before it is written, so much or so long (seconds): a write for each line would be felt
 BUFFER_BYTES = 256 * 1024
+FLUSH_AFTER = 0.5
 
 
 class WindowTrace:
@@ -19,9 +20,16 @@ class WindowTrace:
     written any more ends the trace and nothing else.
     """
 
-    def __init__(self, file: TextIO, clock: Callable[[], float], failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        file: TextIO,
+        clock: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], Any],
+        failed: Callable[[str], None],
+    ) -> None:
         self._file: TextIO | None = file
         self._clock = clock
+        self._later = later
         self._failed = failed
         self._start = clock()
         self._lines: list[str] = []
@@ -39,6 +47,8 @@ class WindowTrace:
             read += (account["read"] - read) % (1 << 32)
             account |= {"read": read, "edge": read + account["window"]}
             line = json.dumps({"time": round(self._clock() - self._start, 6), "flow": name, **account})
+            if not self._lines:
+                self._later(FLUSH_AFTER, self.flush)
             self._lines.append(line)
             self._bytes += len(line)
             if self._bytes > BUFFER_BYTES:
