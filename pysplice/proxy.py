@@ -178,7 +178,7 @@ class Proxy:
     # Readiness
 
     def _on_tap(self) -> None:
-        began = time.monotonic() if self._queue.watching else 0.0
+        began = time.monotonic()
         try:
             runs, frames = self.tap.drain()
         except OSError as e:
@@ -194,9 +194,7 @@ class Proxy:
         if self._queue.watching:
             total = sum([run.length for run in runs])
             self._queue.served(total, time.monotonic() - began)
-        if self._queue.throttled and not self._resuming:
-            self._resuming = True
-            self._loop.call_later(small_queue.RESUME_AFTER, self._resume)
+        self._resume_later(began)
 
     def _take_runs(self, runs: Sequence[Run], frames: Sequence[bytes]) -> None:
         """What a batch of frames means for flows and services."""
@@ -284,14 +282,18 @@ class Proxy:
     def _resume(self) -> None:
         """Those whom the small queue holds back go on, once there is place for what they send."""
         self._resuming = False
-        for connection, room in self._queue.resume(time.monotonic(), not self.tap.readable()):
+        now = time.monotonic()
+        for connection, room in self._queue.resume(now, not self.tap.readable()):
             try:
                 connection.resume(room)
             except Exception as e:
                 self._failed(None, e)
-        if self._queue.throttled:
+        self._resume_later(now)
+
+    def _resume_later(self, now: float) -> None:
+        if self._queue.throttled and not self._resuming:
             self._resuming = True
-            self._loop.call_later(small_queue.RESUME_AFTER, self._resume)
+            self._loop.call_later(self._queue.resume_after(now), self._resume)
 
     # Birth
 

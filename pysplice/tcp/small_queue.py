@@ -118,6 +118,7 @@ class SmallQueue:
     """
 
     __slots__ = (
+        "_exhausted",
         "_granted",
         "_granted_until",
         "_limit",
@@ -145,6 +146,7 @@ class SmallQueue:
         self._now = 0.0
         self._granted = 0  # bytes that were given back by resume() since a while
         self._granted_until = 0.0
+        self._exhausted = False
         self.throttled: dict[Resumable, tuple[int, float]] = {}
         self.budget = share(ring, self.frame_bytes, 1) if limit is None else limit
 
@@ -198,6 +200,10 @@ class SmallQueue:
             self.throttled[connection] = (connection.seq_from_tap, self._now)
         return budget
 
+    def resume_after(self, now: float) -> float:
+        """How long to wait before resume() is asked again, seconds."""
+        return max(self._granted_until - now, RESUME_AFTER) if self._exhausted else RESUME_AFTER
+
     def resume(self, now: float, empty: bool) -> Iterable[tuple[Resumable, int]]:
         """Connections to be resumed and the room to resume them with; those that went on by themselves wait.
 
@@ -211,11 +217,15 @@ class SmallQueue:
         most = self._ring // 2 * self.frame_bytes
         since = now - (RESUME_AFTER if empty else RESUME_AFTER_BUSY)
         waiting, self.throttled = self.throttled, {}
+        self._exhausted = False
         for connection, (seq, at) in waiting.items():
             room = connection.mss_from_tap
             if connection.seq_from_tap != seq:
                 self.throttled[connection] = (connection.seq_from_tap, now)
-            elif at > since or (self._granted and self._granted + room > most):
+            elif at > since:
+                self.throttled[connection] = (seq, at)
+            elif self._granted and self._granted + room > most:
+                self._exhausted = True
                 self.throttled[connection] = (seq, at)
             else:
                 self._granted += room

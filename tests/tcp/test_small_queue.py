@@ -157,6 +157,7 @@ def test_resumed_in_order_once_they_are_quiet():
     assert list(q.resume(0.0005, empty=True)) == []
     waiting[1].seq_from_tap += 100  # it goes on by itself
     assert [c for c, _ in q.resume(0.0011, empty=True)] == [waiting[0], waiting[2]]
+    assert q.resume_after(0.0011) == small_queue.RESUME_AFTER
     assert list(q.resume(0.002, empty=True)) == []
     assert [c for c, _ in q.resume(0.0022, empty=True)] == [waiting[1]]
     assert not q.throttled
@@ -182,7 +183,8 @@ def test_not_all_are_resumed_at_once():
     assert len(resumed) == RING // 2 * 100 // 65480 == 12
     assert {room for _, room in resumed} == {65480}
     assert list(q.throttled) == waiting[len(resumed) :]
-    # The next ones after a period
+    # The next ones after a period, and there is no point in asking before
+    assert q.resume_after(1.02) == pytest.approx(0.08)
     assert list(q.resume(1.05, empty=True)) == []
     assert [c for c, _ in q.resume(1.11, empty=True)] == waiting[12:24]
 
