@@ -143,6 +143,8 @@ def grid(args: argparse.Namespace) -> int:
         for name in args.estimators:
             peers[name] = ours(command, "-d", "--window", name)
         peers.update(peer.split("=", 1) for peer in args.peer)
+        for name in args.without:
+            peers.pop(name, None)
         try:
             for condition in args.condition:
                 for rtt in args.rtt:
@@ -330,6 +332,7 @@ def parse() -> argparse.Namespace:
         "--condition", type=names, help=f"default: {','.join(CONDITIONS)}, or plain to draw"
     )
     parser.add_argument("--estimators", type=names, help=f"default: {','.join(ESTIMATORS)}")
+    parser.add_argument("--without", type=names, default=[], help="peers to leave out, a list")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--seconds", type=float, default=0, help="of each run; default: 2, or 4 from 10 ms on"
