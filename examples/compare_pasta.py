@@ -296,6 +296,8 @@ def row(cell: dict, peer: str, runs: list[dict], direct: float) -> str:
     text += f"{min(lows):>8.2f}" if lows else f"{'':>8}"
     p99 = [run["p99"] * 1e6 for run in good if "p99" in run]
     text += f"  p99 {statistics.median(p99):.0f} us" if p99 else ""
+    uploads = [run["upload"] / 1e9 for run in good if "upload" in run]
+    text += f" beside {statistics.median(uploads):.2f} Gbit/s" if uploads else ""
     return text + (f"  {len(failed)} of {len(runs)} failed: {failed[0]}" if failed else "")
 
 

@@ -3,6 +3,7 @@
 
     examples/window_lab.py grid                       the whole table; hours, so see the options
     examples/window_lab.py grid --rtt 0,10 --condition plain,loss --rounds 1 --json grid.json
+    examples/window_lab.py summary --json grid.json       its last part once more
     examples/window_lab.py throughput --json grid.json    throughput against RTT, a line for each estimator
     examples/window_lab.py window --rtt 10            window, buffer, queue and sequence numbers of one upload
     examples/window_lab.py latency                    a second connection beside an upload
@@ -112,21 +113,28 @@ def line(name: str, runs: list[dict], direct: float) -> tuple[str, float]:
     return text, median
 
 
-def findings(cell: dict) -> list[str]:
-    """Where the default is not what it should be."""
-    medians = {
+def medians(cell: dict) -> dict[str, float]:
+    """The median throughput of each peer that worked."""
+    return {
         name: statistics.median(run["value"] for run in runs if "failed" not in run)
         for name, runs in cell["peers"].items()
         if any("failed" not in run for run in runs)
     }
-    mine = medians.get(DEFAULT, 0.0)
+
+
+def findings(cell: dict) -> list[str]:
+    """Where the default is not what it should be."""
+    rates = medians(cell)
+    if not cell["peers"].get(DEFAULT):
+        return []
+    mine = rates.get(DEFAULT, 0.0)
     found = []
-    best = max((name for name in ESTIMATORS if name in medians), key=medians.__getitem__, default=DEFAULT)
-    if mine < 0.95 * medians.get(best, 0.0):
-        found.append(f"{mine / medians[best]:.2f} of {best}")
-    for name in medians:
-        if name not in (*ESTIMATORS, "direct") and mine < medians[name]:
-            found.append(f"{mine / medians[name]:.2f} of {name}")
+    best = max((name for name in ESTIMATORS if name in rates), key=rates.__getitem__, default=DEFAULT)
+    if mine < 0.95 * rates.get(best, 0.0):
+        found.append(f"{mine / rates[best]:.2f} of {best}")
+    for name, rate in rates.items():
+        if name not in (*ESTIMATORS, "direct") and mine < rate:
+            found.append(f"{mine / rate:.2f} of {name}")
     runs = [run for run in cell["peers"].get(DEFAULT, ()) if "failed" not in run]
     retransmissions = sum(run["retransmissions"] for run in runs)
     sends, short, drops = (sum(run[key] for run in runs) for key in ("sends", "short", "drops"))
@@ -143,8 +151,9 @@ def grid(args: argparse.Namespace) -> int:
         for name in args.estimators:
             peers[name] = ours(command, "-d", "--window", name)
         peers.update(peer.split("=", 1) for peer in args.peer)
-        for name in args.without:
-            peers.pop(name, None)
+        if unknown := set(args.without) - set(peers):
+            sys.exit(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(peers)}")
+        peers = {name: command for name, command in peers.items() if name not in args.without}
         try:
             for condition in args.condition:
                 for rtt in args.rtt:
@@ -155,13 +164,31 @@ def grid(args: argparse.Namespace) -> int:
         finally:
             if args.json:
                 args.json.write_text(json.dumps(cells))
+    summarise(cells)
+    return 0
+
+
+def summarise(cells: list[dict]) -> None:
+    """Each peer over all cells of a condition, and where the default is not what it should be."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell["peers"] if name != "direct"))
+    conditions = list(dict.fromkeys(cell["condition"] for cell in cells))
+    print("\ngeometric mean over the cells of throughput / direct (cells in which the peer worked)")
+    print(f"  {'':<14}" + "".join(f"{condition:>12}" for condition in conditions))
+    for name in names:
+        text = f"  {name:<14}"
+        for condition in conditions:
+            row = [medians(cell) for cell in cells if cell["condition"] == condition]
+            ratios = [m[name] / m["direct"] for m in row if m.get(name) and m.get("direct")]
+            text += (
+                f"{statistics.geometric_mean(ratios):>7.2f} ({len(ratios):>2})" if ratios else f"{'':>12}"
+            )
+        print(text)
     print(f"\nwhere the default, {DEFAULT}, is below 0.95 of the best estimator or below a pasta, has")
     print("retransmissions or drops, or more than 0.1 % short writes:")
     for cell in cells:
         if found := findings(cell):
             print(f"  {cell['condition']}, RTT {cell['rtt']:g} ms, MTU {cell['mtu']}: {', '.join(found)}")
     print(f"of {len(cells)} cells", flush=True)
-    return 0
 
 
 def fill(args: argparse.Namespace, peers: dict[str, str], cell: dict, worker: str) -> dict[str, list[dict]]:
@@ -177,6 +204,22 @@ def fill(args: argparse.Namespace, peers: dict[str, str], cell: dict, worker: st
     for name, done in runs.items():
         print(line(name, done, direct)[0], flush=True)
     return runs
+
+
+def summary(args: argparse.Namespace) -> int:
+    summarise(results(args))
+    return 0
+
+
+def results(args: argparse.Namespace) -> list[dict]:
+    """What `grid` has written."""
+    if not args.json or not args.json.exists():
+        sys.exit("--json names the result of a grid")
+    try:
+        cells = json.loads(args.json.read_text())
+    except ValueError:
+        sys.exit(f"{args.json} is not the result of a grid")
+    return [cell for cell in cells if cell["condition"] in args.condition]
 
 
 # The pictures
@@ -205,7 +248,7 @@ def save(plt, args: argparse.Namespace, name: str) -> int:
 
 def window(args: argparse.Namespace) -> int:
     """One upload under two estimators: what the socket said, and what the guest was told."""
-    plt, size = pyplot(6)
+    plt, size = pyplot(7)
     traces = {}
     with laboratory() as (peers, worker), topology(args.rtt[0], args.condition[0], worker):
         for name in args.estimators:
@@ -218,45 +261,50 @@ def window(args: argparse.Namespace) -> int:
             flows = [line["flow"] for line in lines]
             longest = max(set(flows), key=flows.count)
             traces[name] = [line for line in lines if line["flow"] == longest]
-    figure, axes = plt.subplots(2, len(traces), figsize=size, sharex="col", sharey="row", squeeze=False)
+    # At the start everything grows; later one line hides the other
+    most = args.until or 0.04 + 0.02 * args.rtt[0]
+    figure, axes = plt.subplots(3, len(traces), figsize=size, sharex=True, sharey="row", squeeze=False)
     for column, (name, lines) in enumerate(traces.items()):
+        lines = [line for line in lines if line["time"] - lines[0]["time"] <= most]
         said = [line for line in lines if "sndbuf" in line]
         start = lines[0]["time"]
-        above, below = axes[0][column], axes[1][column]
-        for key, label, style in (
-            ("sndbuf", "S: send buffer", "-"),
-            ("wmem_queued", "W: charged to it", "-"),
-            ("outq", "Q: payload in it", ":"),
-            ("window", "window advertised", "-"),
-        ):
-            times = [line["time"] - start for line in said]
-            above.plot(times, [line[key] / 1e6 for line in said], style, label=label, linewidth=1)
-        shorts = [line for line in lines if line["short"]]
-        above.plot(
-            [line["time"] - start for line in shorts],
-            [line["short"] / 1e6 for line in shorts],
-            "rx",
-            label="not taken by sendmsg()",
+
+        def curve(axis, rows, key, *style, start=start, **more) -> None:
+            axis.plot(
+                [1e3 * (row["time"] - start) for row in rows], [key(row) for row in rows], *style, **more
+            )
+
+        socket, window, sequence = (axes[row][column] for row in range(3))
+        curve(socket, said, lambda row: row["sndbuf"] / 1e6, "C0", label="S: send buffer")
+        curve(socket, said, lambda row: row["wmem_queued"] / 1e6, "C1", label="W: charged to it", lw=1)
+        curve(socket, said, lambda row: row["outq"] / 1e6, "C2:", label="Q: payload in it", lw=1)
+        curve(
+            window, said, lambda row: (row["sndbuf"] - row["wmem_queued"]) / 1e6, "C0:", label="S - W", lw=1
         )
-        above.set_title(f"--window {name}")
-        times = [line["time"] - start for line in lines]
-        below.plot(times, [line["edge"] / 1e6 for line in lines], label="right edge", linewidth=1)
-        below.plot(times, [line["read"] / 1e6 for line in lines], label="read from the guest", linewidth=1)
-        below.set_xlabel("seconds")
-    axes[0][0].set_ylabel("MB")
-    axes[1][0].set_ylabel("sequence number, MB")
-    axes[0][0].legend(fontsize=7)
-    axes[1][0].legend(fontsize=7)
-    figure.suptitle(f"one upload, RTT {args.rtt[0]:g} ms, MTU {args.mtu[0]:g}, {args.condition[0]}")
+        curve(window, lines, lambda row: row["window"] / 1e6, "k", label="window advertised", lw=1)
+        cut = [row for row in lines if row["short"]]
+        curve(
+            window, cut, lambda row: row["short"] / 1e6, "rx", label="cut off by sendmsg(), at that height"
+        )
+        curve(sequence, lines, lambda row: row["edge"] / 1e6, "k", label="right edge", lw=1)
+        curve(sequence, lines, lambda row: row["read"] / 1e6, "C2", label="read from the guest", lw=1)
+        socket.set_title(f"--window {name}")
+        sequence.set_xlabel("milliseconds")
+    for row, label in enumerate(("socket, MB", "window, MB", "sequence number, MB")):
+        axes[row][0].set_ylabel(label)
+        axes[row][0].legend(fontsize=7, framealpha=0.6)
+    figure.suptitle(
+        f"the first moments of an upload, RTT {args.rtt[0]:g} ms, MTU {args.mtu[0]:g}, {args.condition[0]}"
+    )
     return save(plt, args, "window")
 
 
 def throughput(args: argparse.Namespace) -> int:
     """From the result of `grid`: throughput against RTT."""
-    if not args.json or not args.json.exists():
-        sys.exit("--json names the result of a grid")
+    cells = [cell for cell in results(args) if cell["condition"] == args.condition[0]]
+    if not cells:
+        sys.exit(f"no cell with condition {args.condition[0]} in {args.json}")
     plt, size = pyplot()
-    cells = [cell for cell in json.loads(args.json.read_text()) if cell["condition"] == args.condition[0]]
     mtus = sorted({cell["mtu"] for cell in cells})
     figure, axes = plt.subplots(1, len(mtus), figsize=size, sharey=True, squeeze=False)
     for axis, mtu in zip(axes[0], mtus, strict=True):
@@ -293,15 +341,19 @@ def latency(args: argparse.Namespace) -> int:
         runs += [("pasta", "pasta", peers["pasta"], "loaded", ":")] if "pasta" in peers else []
         runs += [(*peer.split("=", 1)[:1] * 2, peer.split("=", 1)[1], "loaded", ":") for peer in args.peer]
         plt.figure(figsize=size)
-        print(f"{'':<22}{'per s':>8}{'p50 us':>9}{'p99 us':>9}")
+        print(f"{'':<22}{'per s':>8}{'p50 us':>9}{'p99 us':>9}  upload, Gbit/s")
         for label, name, text, workload, style in runs:
             result = yard.measure(name, text, workload, mtu, 4, seconds, worker)
             if "failed" in result:
                 print(f"{label:<22} failed: {result['failed']}")
                 continue
-            print(
+            text = (
                 f"{label:<22}{result['value']:>8.0f}{result['p50'] * 1e6:>9.0f}{result['p99'] * 1e6:>9.0f}"
             )
+            if "upload" in result:
+                text += f"{result['upload'] / 1e9:>10.2f}"
+                label += f" (upload: {result['upload'] / 1e9:.1f} Gbit/s)"
+            print(text)
             points = result["percentiles"]
             share = [100 * i / len(points) for i in range(len(points))]
             plt.plot([p * 1e6 for p in points], share, style, label=label, linewidth=1.2)
@@ -317,7 +369,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("grid", "window", "throughput", "latency"))
+    parser.add_argument("what", choices=("grid", "summary", "window", "throughput", "latency"))
 
     def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
@@ -332,6 +384,7 @@ def parse() -> argparse.Namespace:
         "--condition", type=names, help=f"default: {','.join(CONDITIONS)}, or plain to draw"
     )
     parser.add_argument("--estimators", type=names, help=f"default: {','.join(ESTIMATORS)}")
+    parser.add_argument("--until", type=float, default=0, help="of the picture of a window, seconds")
     parser.add_argument("--without", type=names, default=[], help="peers to leave out, a list")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -343,7 +396,9 @@ def parse() -> argparse.Namespace:
         "--out", type=lambda text: Path(text).resolve(), default=yard.HERE / "pictures", metavar="DIRECTORY"
     )
     args = parser.parse_args()
-    drawing = args.what != "grid"
+    if args.rounds < 1:
+        parser.error("--rounds is 1 or more")
+    drawing = args.what not in ("grid", "summary")
     args.rtt = args.rtt or numbers("0" if drawing else RTTS)
     args.mtu = args.mtu or numbers("65520" if drawing else "1500,65520")
     args.condition = args.condition or (["plain"] if drawing else [*CONDITIONS])
@@ -358,4 +413,7 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(globals()[arguments.what](arguments))
+    try:
+        sys.exit(globals()[arguments.what](arguments))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

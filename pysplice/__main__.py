@@ -115,7 +115,11 @@ def run(config: Config, log: Log) -> int:
         interrupted = interrupts.interrupt_fd()
         proxy.watch(interrupted, lambda: interrupts.on_interrupt(interrupted))
         command.let_go()
-        return proxy.run(guest.watch_fd, command.wait, command=True)
+        status = proxy.run(guest.watch_fd, command.wait, command=True)
+        if proxy.complaint and not config.debug:
+            log.speak()
+            log.warning(proxy.complaint)
+        return status
     if background:
         isolation.leave_terminal(ready_fd)
     return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)

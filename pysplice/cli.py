@@ -67,8 +67,8 @@ Addresses:
                            Leave that out
 
 The window:
-      --window NAME        Estimator: sndbuf, linear, segments, segments-wmem, peer, truesize
-                           (default)
+      --window NAME        Rule for what a socket can take: sndbuf, linear, segments,
+                           segments-wmem, peer or truesize (the default); see the README
       --limit-output BYTES|auto|off
                            What a connection may have unread in the tap's queue; default: auto
       --trace-window FILE  Write a line of JSON for each window that is advertised
@@ -261,6 +261,8 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
             values["window"] = value
         case "--limit-output":
             words = {"auto": None, "off": 0}
+            if value not in words and not (value.isascii() and value.isdigit()):
+                raise ConfigError(f"invalid value for {spelled}: '{value}' (bytes, auto or off)")
             limit = words[value] if value in words else parse_int(value, spelled, 1, LIMIT_OUTPUT_MAX)
             values["limit_output"] = limit
         case "--trace-window":

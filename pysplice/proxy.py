@@ -97,10 +97,11 @@ class Proxy:
         self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
         self._resuming = False
         self._mss_max = MSS_MAX_VNET if tap.vnet else link.mtu
+        self.complaint = ""  # what the user has to know at the end
         self._loop = uvloop.new_event_loop()
         self._trace: WindowTrace | None = None
         if trace is not None:
-            self._trace = WindowTrace(trace, time.monotonic, self._loop.call_later, log.warning)
+            self._trace = WindowTrace(trace, time.monotonic, self._loop.call_later, self._trace_failed)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._status = 0
@@ -278,6 +279,10 @@ class Proxy:
         # The loop counts in milliseconds, and may be one early
         self.flows.expire(time.monotonic() + 0.001, self._failed)
         self._set_timer()
+
+    def _trace_failed(self, why: str) -> None:
+        self.complaint = why
+        self.log.warning(why)
 
     def _resume(self) -> None:
         """Those whom the small queue holds back go on, once there is place for what they send."""

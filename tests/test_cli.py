@@ -69,7 +69,7 @@ def test_the_window():
     (
         (["--window", "best"], "unknown estimator 'best' for --window: one of sndbuf, linear, segments,"),
         (["--limit-output", "0"], "invalid value for --limit-output"),
-        (["--limit-output", "much"], "invalid value for --limit-output"),
+        (["--limit-output", "100k"], "invalid value for --limit-output: '100k' (bytes, auto or off)"),
         (["--trace-window", ""], "option --trace-window needs a path"),
         (["--no-such"], "unrecognized option '--no-such'"),
         (["-Z"], "invalid option -- 'Z'"),

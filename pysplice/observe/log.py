@@ -59,6 +59,10 @@ class Log:
         """Say nothing from now on: stderr belongs to somebody else."""
         self._write = _nothing  # type: ignore[method-assign]
 
+    def speak(self) -> None:
+        """stderr is ours again."""
+        self.__dict__.pop("_write", None)
+
 
 def _nothing(text: str) -> None:
     """Where messages go that nobody is to see."""

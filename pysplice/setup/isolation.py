@@ -60,9 +60,13 @@ def open_pid_file(path: str) -> int:
 
 
 def open_trace(path: str) -> TextIO:
-    """Open the file for the trace of windows; raises ConfigError."""
+    """Open the file for the trace of windows; raises ConfigError.
+
+    It never blocks: not now for the reader of a FIFO, and not later.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return open(path, "w", encoding="ascii")
+        return os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii")
     except OSError as e:
         raise ConfigError(f"cannot write {path}: {e.strerror}") from None
 

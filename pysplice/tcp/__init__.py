@@ -57,8 +57,8 @@ Before every acknowledgement the window is computed from the socket's memory (``
 the kernel may queue (SK_MEMINFO_SNDBUF), what it has queued (SK_MEMINFO_WMEM_QUEUED), both with the overhead
 of its buffers, and the payload in it (SIOCOUTQ).  Large enough, and the kernel grows the buffer by itself; too
 large, and sendmsg() is short.  How these numbers become one is for an estimator: ``ESTIMATORS`` has the known
-ones, each with what it gets wrong, and ``DEFAULT_ESTIMATOR`` counts in whole segments at the price that the queue
-shows.  ``bounds`` tells what each makes of a reading.
+ones, each with what it gets wrong; ``DEFAULT_ESTIMATOR`` is ``truesize``: the free memory, at the price per segment
+that the queue shows.  ``bounds`` tells what each makes of a reading.
 
 - The room counts from what was read, not from what is acknowledged: the right edge is ``seq_from_tap`` plus
   the room, ``wnd_edge_to_tap``.  It never moves left: where the scale cannot say it exactly it is rounded up,
@@ -67,8 +67,9 @@ shows.  ``bounds`` tells what each makes of a reading.
 - A closed window has to be opened again, and nothing but the socket can say when.  The kernel reports
   writability (at most two thirds of the buffer used: ``writable``) only to somebody who has asked after it
   was lost, so ``arm`` asks whenever the socket is not writable; the kernel takes the same question as the
-  sign that the buffer should grow.  It follows that the window may be closed only while the socket is not
-  writable: in any other state nothing would ever open it.
+  sign that the buffer should grow.  It follows that for the socket's sake the window may be closed only while
+  it is not writable: in any other state nothing would ever open it.  (A window that the small queue closes is
+  opened by ``resume``, and one that waits for ``kept`` bytes by ``flush``.)
 - The remote host's window (tcpi_snd_wnd) does not bound what we advertise.  Nothing reports when it opens, so
   a window closed by it would stay closed; and the send buffer, which the kernel keeps at about twice what is
   under way, bounds the same thing and does report.

@@ -277,7 +277,12 @@ class Transfer:
         return field
 
     def _account(self, left: int, room: int, advertised: int) -> dict[str, Any]:
-        """How a window came about, bytes; `read` counts from the guest's SYN, modulo 2**32."""
+        """How a window came about, bytes; `read` counts from the guest's SYN, modulo 2**32.
+
+        `by` is the rule that decided: estimate, silly and writable (window.bounds()), queue (the small queue),
+        edge (it does not move left; after the guest's FIN there is no other), kept (bytes wait, it does not
+        move), field (what the scale can say), initial (select_initial_window()).
+        """
         account: dict[str, Any] = {
             "window": advertised,
             "by": "kept" if self.kept else "edge",
@@ -294,8 +299,11 @@ class Transfer:
             account |= {name: getattr(facts, name) for name in SocketFacts._fields}
             account["mss"] = self.mss_from_tap
             account |= window.bounds(facts, self.mss_from_tap, self.estimate)
-            if room != account["room"]:
-                account["by"] = "edge" if room > account["room"] else "queue"
+            if room > account["room"]:
+                account["by"] = "edge"
+            elif room < account["room"]:
+                first = not self.facts & ESTABLISHED and room != account["budget"]
+                account["by"] = "initial" if first else "queue"
         if room > account["field_max"]:
             account["by"] = "field"
         return account

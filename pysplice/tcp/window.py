@@ -93,10 +93,10 @@ def _segments(facts: SocketFacts, charged: int) -> int:
 def segments(facts: SocketFacts) -> int:
     """n = max(Q / m, 1) segments cost o = (W - Q) / n each beyond m: floor((S - W) / (m + o)) more fit.
 
-    The second proposal (the patch of April 2026); falls back to scaled(S) - Q where the overhead cannot be
-    seen: an empty queue, or one that drained between the two readings.  One queued segment, however
+    The second proposal (passt-dev, April 2026, for SO_MEMINFO); falls back to scaled(S) - Q where the overhead
+    cannot be seen: an empty queue, or one that drained between the two readings.  One queued segment, however
     small, counts as a whole one, so the window does not collapse as that of `linear`.  Fails in the
-    fallback: Q leaves out what the memory is charged with.
+    fallback: Q leaves out the overhead, and a young buffer is offered whole, so that the first burst is cut off.
     """
     return _segments(facts, facts.outq)
 
@@ -104,9 +104,9 @@ def segments(facts: SocketFacts) -> int:
 def segments_wmem(facts: SocketFacts) -> int:
     """As `segments`, but falls back to scaled(S) - W, as the patch's reviewer suggested.
 
-    What is charged is the kernel's own measure, also where its price per segment cannot be told.  Fails by
-    less than one segment: the kernel takes a whole sk_buff as long as W is below S, which rounding gives
-    away.
+    What is charged is the kernel's own measure, also where its price per segment cannot be told.  Fails as
+    `segments` at the start, where S is small and W is 0; and rounding gives away up to a segment, although the
+    kernel takes a whole sk_buff as long as W is below S.
     """
     return _segments(facts, facts.wmem_queued)
 

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import time
 
 import pytest
@@ -255,10 +256,11 @@ def test_the_trace(world, tmp_path):
     assert f"[{world.HOST4}]:" in flow and f"-> [{world.REMOTE4}]:" in flow
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     edges = [line["edge"] for line in lines]
+    assert lines[0]["by"] == "initial" and "initial" not in {line["by"] for line in lines[1:]}
     assert lines[-1]["read"] >= 16 << 20
     # The right edge never moves left, but for what the scale cannot say (RFC 7323, 2.4)
     assert all(after > before - 256 for before, after in itertools.pairwise(edges))
-    rules = {"estimate", "silly", "writable", "queue", "edge", "kept", "field"}
+    rules = {"initial", "estimate", "silly", "writable", "queue", "edge", "kept", "field"}
     for line in lines:
         assert line["by"] in rules
         assert line["edge"] == line["read"] + line["window"]
@@ -270,12 +272,28 @@ def test_the_trace(world, tmp_path):
                 assert abs(line["window"] - line["estimate"]) < 256
 
 
-def test_a_trace_that_cannot_be_written(world):
-    result = world.host.run(
-        *PYSPLICE, "--trace-window", "/no/such/dir/file", "--", "true", check=False, timeout=20
-    )
-    assert result.returncode == 1
-    assert result.stderr == "pysplice: cannot write /no/such/dir/file: No such file or directory\n"
+def test_a_trace_that_cannot_be_written(world, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, reason in (
+        ("/no/such/dir/file", "No such file or directory"),
+        (str(tmp_path), "Is a directory"),
+        (str(tmp_path / "fifo"), "No such device or address"),  # nobody reads it
+    ):
+        result = world.host.run(*PYSPLICE, "--trace-window", path, "--", "true", check=False, timeout=20)
+        assert result.returncode == 1
+        assert result.stderr == f"pysplice: cannot write {path}: {reason}\n"
+
+
+def test_a_trace_that_failed_is_told_when_the_command_has_ended(world):
+    address = world.REMOTE4
+    with world.remote.listen(address) as listener:
+        code = (
+            f"import socket; socket.create_connection(('{address}', {listener.getsockname()[1]})); exit(3)"
+        )
+        words = ("--config-net", "--trace-window", "/dev/full", "--", sys.executable, "-c", code)
+        result = world.host.run(*PYSPLICE, *words, check=False, timeout=20)
+    assert result.returncode == 3
+    assert result.stderr == "pysplice: the trace of windows ends: No space left on device\n"
 
 
 def test_a_trace_on_a_full_disk_ends_and_nothing_else(world):
