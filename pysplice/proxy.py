@@ -255,6 +255,7 @@ class Proxy:
                 if self.log.debug_on and flow.connection.facts & CLOSED:
                     self._say_end(flow)
         self._set_timer()
+        self._resume_later(now)
         if self._ending and self._all_said():
             self.stop(self._status)
 
@@ -288,9 +289,9 @@ class Proxy:
         """Those whom the small queue holds back go on, once there is place for what they send."""
         self._resuming = False
         now = time.monotonic()
-        for connection, room in self._queue.resume(now, not self.tap.readable()):
+        for connection in self._queue.resume(now, not self.tap.readable()):
             try:
-                connection.resume(room)
+                connection.resume()
             except Exception as e:
                 self._failed(None, e)
         self._resume_later(now)

@@ -3,6 +3,7 @@
 Owns the file.  Imports no other room; clock and timer are given to it.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -73,5 +74,6 @@ class WindowTrace:
     def close(self) -> None:
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None

@@ -81,10 +81,11 @@ so it is chosen for what the buffer may become (``wmem_max``).
 Small queues
 ------------
 What the guest sends waits in the ring of the tap until it is read, and the guest's kernel cannot see it
-there.  ``SmallQueue`` bounds what one connection may have unread, by the same window: ``budget`` bytes.
+there.  ``SmallQueue`` bounds what one connection may have unread, by the same window (``bound``).
 
-- So that the ring never overflows, half of it is shared out among those who queue (``share``), in frames of
-  the size that was seen.  Someone who sends one small frame at a time queues nothing and is not counted.
+- So that the ring does not overflow, half of it is shared out among those who queue (``share``), in frames of
+  the size that each of them has sent (``frame_bytes``): who sends tiny ones is bound by that, and nobody else.
+  Someone who sends one small frame at a time queues nothing and is not counted.
 - So that a small message does not wait behind megabytes, bulk senders are brief (``patience``) while somebody
   else talks in small ones.  Alone, or among themselves, they are not: a short queue costs rate.
 - A connection that is left with little may stop, because a sender waits until a whole one fits.

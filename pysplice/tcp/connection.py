@@ -160,7 +160,7 @@ class Connection(Transfer):
             self.ws_to_tap = first.rcv_wscale
         left = self._room_left()
         # RFC 7323, section 2.2: the window of a SYN is not scaled
-        room = self.queue.bound(min(first.rcv_wnd, window.WINDOW_FIELD_MAX), self.mss_from_tap, self)
+        room = self.queue.bound(min(first.rcv_wnd, window.WINDOW_FIELD_MAX), self.frame_bytes)
         room = max(room, left)
         self.wnd_edge_to_tap = seq.add(self.seq_from_tap, room)
         if self.trace is not None:

@@ -6,7 +6,7 @@ runs are fed to it.  Imports nothing.
 The kernel bounds what a socket may have in the queues below it (TCP small queues, tcp_small_queue_check()),
 by memory that skb_orphan() takes off its account.  tun calls that in its transmit path, so behind a tap the
 guest's kernel is blind.  Whoever reads the ring is the only one who can do the job, and the window is the
-means: its right edge is at most `budget` bytes beyond what was read.
+means: its right edge is bounded by how far it may be beyond what was read.
 """
 
 from collections.abc import Iterable
@@ -32,19 +32,34 @@ LARGE = 64 * 1024
 # Batches below this say little about how fast the ring is read
 RATE_BYTES_MIN = 64 * 1024
 
+# What one connection that is resumed is taken to put into the ring at most, frames
+RESUMED_FRAMES = 512
+
 # How long a throttled connection has to be quiet before it is resumed, seconds: with the ring empty, and with
 # others in it, when what it has sent may be behind theirs
 RESUME_AFTER = 0.001
 RESUME_AFTER_BUSY = 0.01
 
 
-def share(ring: int, bytes_per_frame: int, active: int) -> int:
-    """What one of `active` connections may have in a ring of `ring` frames, bytes.
+def share(ring: int, active: int) -> int:
+    """What one of `active` connections may have in a ring of `ring` frames, frames.
 
     Half of the ring is shared out; the rest is for what no window bounds, and for windows that were said
-    when fewer shared it.  At least two frames, as the kernel leaves a socket two segments.
+    when fewer shared it.  At least two, as the kernel leaves a socket two segments.
     """
-    return max(ring // 2 // max(active, 1), 2) * bytes_per_frame
+    return max(ring // 2 // max(active, 1), 2)
+
+
+def bytes_per_frame(before: int, length: int, frames: int) -> int:
+    """What a connection's frames carry, after `frames` more with `length` bytes in all.
+
+    Small ones count at once, large ones have to last.  A small one by itself says nothing: nobody waits
+    behind it.
+    """
+    mean = max(length // frames, 1)
+    if frames == 1 and mean < before:
+        return before
+    return min(mean, before + (mean - before) // 8 + 1)
 
 
 def patience(rate: float, active: int, segment: int) -> int:
@@ -71,8 +86,9 @@ class Resumable(Protocol):
 
     seq_from_tap: int
     mss_from_tap: int
+    frame_bytes: int
 
-    def resume(self, floor: int) -> None: ...
+    def resume(self) -> None: ...
 
 
 class Recent:
@@ -113,8 +129,9 @@ class SmallQueue:
     `ring`: frames that the tap holds.  `segment`: the largest payload of a frame, bytes.  `limit`: a bound
     that somebody chose, bytes; 0 for none at all, None to find it out (`--limit-output`).
 
-    `budget`: bytes that a connection may have unread, 0 for no bound.  `throttled`: connections that it left
-    with less than two of their segments, in order, with what had been read of each and when.
+    A connection may have `frames` frames unread, of the size that its own have had, and `budget` bytes; 0 for
+    no bound.  `throttled`: connections that this left with too little, in order, with what had been read of
+    each and when.
     """
 
     __slots__ = (
@@ -129,7 +146,7 @@ class SmallQueue:
         "_talker",
         "_talking_until",
         "budget",
-        "frame_bytes",
+        "frames",
         "rate",
         "throttled",
     )
@@ -141,45 +158,38 @@ class SmallQueue:
         self._queueing = Recent(QUEUEING_PERIOD)
         self._talker = b""
         self._talking_until = 0.0
-        self.frame_bytes = min(FRAME_BYTES_AT_FIRST, self._segment)
         self.rate = 0.0
         self._now = 0.0
-        self._granted = 0  # bytes that were given back by resume() since a while
+        self._granted = 0  # frames that may come of what resume() gave back within a period
         self._granted_until = 0.0
         self._exhausted = False
         self.throttled: dict[Resumable, tuple[int, float]] = {}
-        self.budget = share(ring, self.frame_bytes, 1) if limit is None else limit
+        self.budget = limit or 0
+        self.frames = share(ring, 1) if limit is None else 0
 
     @property
     def watching(self) -> bool:
-        """True if the budget follows what is seen."""
+        """True if the bounds follow what is seen."""
         return self._limit is None
 
     def seen(self, runs: Iterable[Seen], now: float) -> None:
-        """A batch was read: who shares the ring, and what its frames carry."""
+        """A batch was read: who shares the ring."""
         self._now = now
         queueing = self._queueing
         queueing.turn(now)
-        frames = total = 0
         for run in runs:
             # A small frame by itself is a conversation; two at a time, or a large one, are a queue
             if run.frames > 1 or run.length >= self._segment // 2:
                 if run.length:
                     queueing.add(run.key)
-                    frames += run.frames
-                    total += run.length
             elif run.length and run.key not in queueing:
                 self._talker = run.key
                 self._talking_until = now + TALKING_SECONDS
-        if total:
-            # Small frames count at once, large ones have to last
-            mean = max(total // frames, 1)
-            self.frame_bytes = min(mean, self.frame_bytes + (mean - self.frame_bytes) // 8 + 1)
         active = len(queueing)
-        self.budget = share(self._ring, self.frame_bytes, active)
+        self.frames = share(self._ring, active)
         # Who talked first and queues now was no other
-        if active and self.rate and now < self._talking_until and self._talker not in queueing:
-            self.budget = min(self.budget, patience(self.rate, active, self._segment))
+        others = active and now < self._talking_until and self._talker not in queueing
+        self.budget = patience(self.rate, active, self._segment) if others and self.rate else 0
 
     def served(self, total: int, seconds: float) -> None:
         """A batch of `total` bytes of payload took so long to be read and passed on."""
@@ -187,46 +197,44 @@ class SmallQueue:
             rate = total / seconds
             self.rate += (rate - self.rate) / 16 if self.rate else rate
 
-    def bound(self, room: int, mss: int, connection: Resumable, floor: int = 0) -> int:
-        """The room that the budget leaves of `room`; lists a connection that it leaves too little.
+    def bound(self, room: int, frame_bytes: int) -> int:
+        """What is left of `room` for a connection whose frames carry `frame_bytes`."""
+        if self.budget and room > self.budget:
+            room = self.budget
+        if self.frames and room > self.frames * frame_bytes:
+            room = self.frames * frame_bytes
+        return room
 
-        A sender waits until a whole segment fits, so one that is left with less may stop; twice that is
-        safe also where the window is rounded.
-        """
-        budget = max(self.budget, floor)
-        if not self.budget or room <= budget:
-            return room
-        if not floor and budget < 2 * mss:
-            self.throttled[connection] = (connection.seq_from_tap, self._now)
-        return budget
+    def throttle(self, connection: Resumable) -> None:
+        """It was left with too little: it is to be resumed."""
+        self.throttled[connection] = (connection.seq_from_tap, self._now)
 
     def resume_after(self, now: float) -> float:
         """How long to wait before resume() is asked again, seconds."""
         return max(self._granted_until - now, RESUME_AFTER) if self._exhausted else RESUME_AFTER
 
-    def resume(self, now: float, empty: bool) -> Iterable[tuple[Resumable, int]]:
-        """Connections to be resumed and the room to resume them with; those that went on by themselves wait.
+    def resume(self, now: float, empty: bool) -> Iterable[Resumable]:
+        """Connections to be resumed with a segment's room; those that went on by themselves wait.
 
         `empty`: nothing is in the ring.  In order, and within a period no more than half of the ring takes
-        if each of them fills its room with frames as small as they were.  tcp_tsq_handler() does as much for
-        the sockets on the tasklet's list.
+        if each of them fills its room with frames as small as it had.  tcp_tsq_handler() does as much for the
+        sockets on the tasklet's list.
         """
         if now >= self._granted_until:
             self._granted_until = now + QUEUEING_PERIOD
             self._granted = 0
-        most = self._ring // 2 * self.frame_bytes
         since = now - (RESUME_AFTER if empty else RESUME_AFTER_BUSY)
         waiting, self.throttled = self.throttled, {}
         self._exhausted = False
         for connection, (seq, at) in waiting.items():
-            room = connection.mss_from_tap
+            frames = min(connection.mss_from_tap // connection.frame_bytes + 1, RESUMED_FRAMES)
             if connection.seq_from_tap != seq:
                 self.throttled[connection] = (connection.seq_from_tap, now)
             elif at > since:
                 self.throttled[connection] = (seq, at)
-            elif self._granted and self._granted + room > most:
+            elif self._granted and self._granted + frames > self._ring // 2:
                 self._exhausted = True
                 self.throttled[connection] = (seq, at)
             else:
-                self._granted += room
-                yield connection, room
+                self._granted += frames
+                yield connection

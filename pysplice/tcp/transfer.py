@@ -23,7 +23,7 @@ from .events import (
     TAP_SYN_RCVD,
     learn,
 )
-from .small_queue import SmallQueue
+from .small_queue import FRAME_BYTES_AT_FIRST, SmallQueue, bytes_per_frame
 from .timing import NEVER, RoundTrip
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
@@ -64,6 +64,7 @@ class Transfer:
         "error",
         "estimate",
         "facts",
+        "frame_bytes",
         "host",
         "host_readable",
         "irs",
@@ -123,6 +124,7 @@ class Transfer:
         self.seq_from_tap = seq.add(run.seq, 1)
         self.wnd_edge_to_tap = self.seq_from_tap
         self.mss_from_tap = mss
+        self.frame_bytes = min(FRAME_BYTES_AT_FIRST, mss)  # what a frame carries
         self.kept = 0  # bytes read that the host socket did not take yet
         self.ack_due = False  # something was read since the last acknowledgement
         self.rounded_up = 0  # how far rounding has moved the edge since the room last grew
@@ -159,6 +161,8 @@ class Transfer:
     def _learn(self, fact: int) -> None:
         """The one place that changes the facts."""
         self.facts = learn(self.facts, fact)
+        if fact == CLOSED:
+            self.queue.throttled.pop(self, None)
 
     # From the guest to the host socket
 
@@ -177,6 +181,8 @@ class Transfer:
             self._ack()
             return
 
+        if run.length:
+            self.frame_bytes = bytes_per_frame(self.frame_bytes, run.length, run.frames)
         length = min(run.length - offset, self._room_left())
         if length > 0 and not self._to_host(run.handle, offset, length):
             return
@@ -241,29 +247,37 @@ class Transfer:
         if room >= left + 2 * self.mss_from_tap or left < self.mss_from_tap <= room:
             self._send_ack(room)
 
-    def _room(self, floor: int = 0) -> int:
+    def _room(self, throttle: bool = True) -> int:
         """What the guest may send from now on, bytes: from the memory of the host socket.
 
         It counts from what was read.  The right edge never moves left (RFC 9293, 3.8.6), and not at
-        all while bytes are kept.  `floor`: what the small queue has to leave.
+        all while bytes are kept.  Without `throttle` the small queue has to leave a segment.
         """
         left = self._room_left()
         self.reading = None
         if self.kept:
             return left
         facts = self.host.facts()
-        room = window.room(facts, self.mss_from_tap, self.estimate)
+        # The scale must not round away what makes it a whole segment
+        segment = (((self.mss_from_tap - 1) >> self.ws_to_tap) + 1) << self.ws_to_tap
+        room = window.room(facts, segment, self.estimate)
         if room <= 0 or not window.writable(facts):
             self._arm()
         if self.trace is not None:
             self.reading = facts
-        return max(self.queue.bound(room, self.mss_from_tap, self, floor), left)
+        bound = self.queue.bound(room, self.frame_bytes)
+        if bound < room and bound < 2 * segment:
+            # A sender waits until a whole segment fits: with less it may stop
+            if throttle:
+                self.queue.throttle(self)
+            else:
+                bound = min(room, segment)
+        return max(bound, left)
 
-    def resume(self, floor: int) -> None:
-        """The ring of the tap is empty: say what the small queue had held back, at least `floor` bytes."""
+    def resume(self) -> None:
+        """The small queue had left too little: say a window of a segment, or what there is by now."""
         if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
-            # The scale must not round away what makes it a whole segment
-            room = self._room(floor + (1 << self.ws_to_tap))
+            room = self._room(throttle=False)
             if room >> self.ws_to_tap > self._room_left() >> self.ws_to_tap:
                 self._send_ack(room)
 
@@ -291,6 +305,8 @@ class Transfer:
             "kept": self.kept,
             "short": self.short_bytes,
             "budget": self.queue.budget,
+            "budget_frames": self.queue.frames,
+            "frame_bytes": self.frame_bytes,
             "field_max": window.WINDOW_FIELD_MAX << self.ws_to_tap,
         }
         self.short_bytes = 0
@@ -302,8 +318,7 @@ class Transfer:
             if room > account["room"]:
                 account["by"] = "edge"
             elif room < account["room"]:
-                first = not self.facts & ESTABLISHED and room != account["budget"]
-                account["by"] = "initial" if first else "queue"
+                account["by"] = "queue" if self.facts & ESTABLISHED else "initial"
         if room > account["field_max"]:
             account["by"] = "field"
         return account

@@ -13,6 +13,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from pysplice.flows import HALF_OPEN_MAX
+from pysplice.proxy import MSS_MAX_VNET
 from pysplice.services.icmp import checksum
 
 from ..support.transfer import Background, transfer
@@ -89,7 +90,7 @@ def handshake(wire, port, version=4, sport=5555, seq=1000):
     tcp = syn_ack[TCP]
     assert tcp.ack == seq + 1
     options = dict(tcp.options)
-    assert options["WScale"] == 7 and options["MSS"] == 65520 - (40 if version == 4 else 60)
+    assert options["WScale"] == 7 and options["MSS"] == MSS_MAX_VNET
     wire.send(wire.tcp(port, sport, version, flags="A", seq=seq + 1, ack=tcp.seq + 1))
     return tcp.seq + 1
 
