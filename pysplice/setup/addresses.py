@@ -29,7 +29,7 @@ LOCAL6_GATEWAY = ipaddress.IPv6Address("fe80::1")
 # Frames that the tap holds until we read them.  The kernel's 1000 are gone in a millisecond of small segments;
 # these cost 8 bytes each, in the ring and in each band of its pfifo_fast.  How much of them a connection may
 # use is for the small queue to say (tcp/small_queue.py).
-RING_FRAMES = 8192
+RING_FRAMES = 16384
 RING_FRAMES_DEFAULT = 1000
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface

@@ -23,8 +23,12 @@ TALKING_SECONDS = 1.0
 # process which the sender, the receiver and the other one compete with, and that multiplies.
 QUEUE_SECONDS = 1 / 8192
 
-# What a frame is taken to carry before any was seen: windows have to start small enough
-FRAME_BYTES_AT_FIRST = 1400
+# What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP sends at
+# first (RFC 6928), and in tiny frames still few enough for many of them.  A window cannot be taken back.
+FIRST_BYTES = 16 * 1024
+
+# A frame by itself with less than this is a conversation, and shows nothing
+FRAME_BYTES_SMALL = 1024
 
 # The largest frame; two of them are the least that a bulk sender is left with
 LARGE = 64 * 1024
@@ -51,14 +55,16 @@ def share(ring: int, active: int) -> int:
 
 
 def bytes_per_frame(before: int, length: int, frames: int) -> int:
-    """What a connection's frames carry, after `frames` more with `length` bytes in all.
+    """What a connection's frames carry, after `frames` more with `length` bytes in all; 0: not shown yet.
 
     Small ones count at once, large ones have to last.  A small one by itself says nothing: nobody waits
     behind it.
     """
     mean = max(length // frames, 1)
-    if frames == 1 and mean < before:
+    if frames == 1 and mean < (before or FRAME_BYTES_SMALL):
         return before
+    if not before:
+        return mean
     return min(mean, before + (mean - before) // 8 + 1)
 
 
@@ -201,8 +207,8 @@ class SmallQueue:
         """What is left of `room` for a connection whose frames carry `frame_bytes`."""
         if self.budget and room > self.budget:
             room = self.budget
-        if self.frames and room > self.frames * frame_bytes:
-            room = self.frames * frame_bytes
+        if self.frames:
+            room = min(room, self.frames * frame_bytes if frame_bytes else FIRST_BYTES)
         return room
 
     def throttle(self, connection: Resumable) -> None:
@@ -216,7 +222,7 @@ class SmallQueue:
     def resume(self, now: float, empty: bool) -> Iterable[Resumable]:
         """Connections to be resumed with a segment's room; those that went on by themselves wait.
 
-        `empty`: nothing is in the ring.  In order, and within a period no more than half of the ring takes
+        `empty`: nothing is in the ring.  In order, and within a period no more than a quarter of the ring takes
         if each of them fills its room with frames as small as it had.  tcp_tsq_handler() does as much for the
         sockets on the tasklet's list.
         """
@@ -227,12 +233,14 @@ class SmallQueue:
         waiting, self.throttled = self.throttled, {}
         self._exhausted = False
         for connection, (seq, at) in waiting.items():
-            frames = min(connection.mss_from_tap // connection.frame_bytes + 1, RESUMED_FRAMES)
+            frames = min(
+                connection.mss_from_tap // (connection.frame_bytes or FRAME_BYTES_SMALL) + 1, RESUMED_FRAMES
+            )
             if connection.seq_from_tap != seq:
                 self.throttled[connection] = (connection.seq_from_tap, now)
             elif at > since:
                 self.throttled[connection] = (seq, at)
-            elif self._granted and self._granted + frames > self._ring // 2:
+            elif self._granted and self._granted + frames > self._ring // 4:
                 self._exhausted = True
                 self.throttled[connection] = (seq, at)
             else:

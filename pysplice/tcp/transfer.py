@@ -23,7 +23,7 @@ from .events import (
     TAP_SYN_RCVD,
     learn,
 )
-from .small_queue import FRAME_BYTES_AT_FIRST, SmallQueue, bytes_per_frame
+from .small_queue import SmallQueue, bytes_per_frame
 from .timing import NEVER, RoundTrip
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
@@ -124,7 +124,7 @@ class Transfer:
         self.seq_from_tap = seq.add(run.seq, 1)
         self.wnd_edge_to_tap = self.seq_from_tap
         self.mss_from_tap = mss
-        self.frame_bytes = min(FRAME_BYTES_AT_FIRST, mss)  # what a frame carries
+        self.frame_bytes = 0  # what a frame carries; 0: it is not known yet
         self.kept = 0  # bytes read that the host socket did not take yet
         self.ack_due = False  # something was read since the last acknowledgement
         self.rounded_up = 0  # how far rounding has moved the edge since the room last grew
@@ -267,11 +267,12 @@ class Transfer:
             self.reading = facts
         bound = self.queue.bound(room, self.frame_bytes)
         if bound < room and bound < 2 * segment:
-            # A sender waits until a whole segment fits: with less it may stop
-            if throttle:
-                self.queue.throttle(self)
-            else:
+            # A sender waits until a whole segment fits: with less it may stop.  At first it makes its segments
+            # to fit (tcp_bound_to_half_wnd()).
+            if not throttle:
                 bound = min(room, segment)
+            elif self.frame_bytes or self.queue.budget:
+                self.queue.throttle(self)
         return max(bound, left)
 
     def resume(self) -> None:

@@ -10,7 +10,7 @@ from pysplice.tcp.small_queue import LARGE, SmallQueue
 
 from .scene import Scene
 
-RING = 8192
+RING = 16384
 GIGA = 1e9
 
 
@@ -49,10 +49,19 @@ def test_limit_that_somebody_chose():
     assert queue(limit=0).bound(1 << 30, 1) == 1 << 30
 
 
-def test_the_first_windows_are_as_if_frames_were_small():
+def test_the_first_windows_are_small():
+    """In frames of 100 bytes, 64 of them fill not even two thirds of the ring."""
     assert queue().bound(1 << 30, 1400) == RING // 2 * 1400
-    assert Scene().connection.frame_bytes == small_queue.FRAME_BYTES_AT_FIRST
-    assert Scene(mss=500).connection.frame_bytes == 500
+    assert queue().bound(1 << 30, 0) == small_queue.FIRST_BYTES
+    assert 64 * small_queue.FIRST_BYTES // 100 < RING * 2 / 3
+    q = queue()
+    scene = Scene(sndbuf=4 << 20, queue=q)
+    assert scene.connected().window == small_queue.FIRST_BYTES
+    # A few words do not change it, and nobody is listed for it; what fills the window does
+    (ack,) = scene.guest(b"hello")
+    assert ack.window << 7 <= small_queue.FIRST_BYTES + 128 and not q.throttled
+    (ack,) = scene.guest(b"x" * 14_600)
+    assert ack.window << 7 > 1 << 20
 
 
 def test_small_frames_count_at_once_and_large_ones_have_to_last():
@@ -69,6 +78,9 @@ def test_a_small_frame_by_itself_says_nothing():
     assert small_queue.bytes_per_frame(1400, 1, 1) == 1400
     assert small_queue.bytes_per_frame(1400, 2, 2) == 1
     assert small_queue.bytes_per_frame(1, 1, 2) == 1
+    assert small_queue.bytes_per_frame(0, 500, 1) == 0
+    assert small_queue.bytes_per_frame(0, 1460, 1) == 1460
+    assert small_queue.bytes_per_frame(0, 500, 5) == 100
 
 
 def test_the_ring_is_shared_among_those_who_queue():
@@ -167,7 +179,7 @@ def test_not_all_are_resumed_at_once():
     for connection in waiting:
         q.throttle(connection)
     resumed = list(q.resume(1.0, empty=True))
-    assert len(resumed) == RING // 2 // 164
+    assert len(resumed) == RING // 4 // 164
     assert resumed + list(q.throttled) == waiting
     # The next ones after a period, and there is no point in asking before
     assert q.resume_after(1.02) == pytest.approx(0.08)
@@ -180,7 +192,7 @@ def test_tiny_frames_of_one_do_not_keep_the_others_waiting():
     waiting = [Throttled(mss=65480, frame_bytes=1) for _ in range(100)]
     for connection in waiting:
         q.throttle(connection)
-    assert len(list(q.resume(1.0, empty=True))) == RING // 2 // small_queue.RESUMED_FRAMES
+    assert len(list(q.resume(1.0, empty=True))) == RING // 4 // small_queue.RESUMED_FRAMES
 
 
 # In a connection
