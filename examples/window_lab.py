@@ -16,6 +16,7 @@ compare_pasta.py: CUBIC, default tcp_rmem, nothing outside of the namespaces.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -225,11 +226,15 @@ def results(args: argparse.Namespace) -> list[dict]:
 # The pictures
 
 
-def pyplot(height: float = 4.5) -> tuple:
-    try:
-        import matplotlib
-    except ImportError:
+def check_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
         sys.exit("drawing needs matplotlib: .venv/bin/pip install matplotlib")
+
+
+def pyplot(height: float = 4.5) -> tuple:
+    """Imported late: it starts threads, and a process with threads can make no user namespace."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -248,7 +253,7 @@ def save(plt, args: argparse.Namespace, name: str) -> int:
 
 def window(args: argparse.Namespace) -> int:
     """One upload under two estimators: what the socket said, and what the guest was told."""
-    plt, size = pyplot(7)
+    check_matplotlib()
     traces = {}
     with laboratory() as (peers, worker), topology(args.rtt[0], args.condition[0], worker):
         for name in args.estimators:
@@ -261,6 +266,7 @@ def window(args: argparse.Namespace) -> int:
             flows = [line["flow"] for line in lines]
             longest = max(set(flows), key=flows.count)
             traces[name] = [line for line in lines if line["flow"] == longest]
+    plt, size = pyplot(7)
     # At the start everything grows; later one line hides the other
     most = args.until or 0.04 + 0.02 * args.rtt[0]
     figure, axes = plt.subplots(3, len(traces), figsize=size, sharex=True, sharey="row", squeeze=False)
@@ -304,6 +310,7 @@ def throughput(args: argparse.Namespace) -> int:
     cells = [cell for cell in results(args) if cell["condition"] == args.condition[0]]
     if not cells:
         sys.exit(f"no cell with condition {args.condition[0]} in {args.json}")
+    check_matplotlib()
     plt, size = pyplot()
     mtus = sorted({cell["mtu"] for cell in cells})
     figure, axes = plt.subplots(1, len(mtus), figsize=size, sharey=True, squeeze=False)
@@ -329,7 +336,7 @@ def throughput(args: argparse.Namespace) -> int:
 
 def latency(args: argparse.Namespace) -> int:
     """One byte there and back beside an upload: the share of exchanges that took no longer."""
-    plt, size = pyplot()
+    check_matplotlib()
     mtu, seconds = int(args.mtu[0]), args.seconds or 3.0
     with laboratory() as (peers, worker), topology(args.rtt[0], args.condition[0], worker):
         command = peers["pysplice"]
@@ -340,6 +347,7 @@ def latency(args: argparse.Namespace) -> int:
         ]
         runs += [("pasta", "pasta", peers["pasta"], "loaded", ":")] if "pasta" in peers else []
         runs += [(*peer.split("=", 1)[:1] * 2, peer.split("=", 1)[1], "loaded", ":") for peer in args.peer]
+        plt, size = pyplot()
         plt.figure(figsize=size)
         print(f"{'':<22}{'per s':>8}{'p50 us':>9}{'p99 us':>9}  upload, Gbit/s")
         for label, name, text, workload, style in runs:
