@@ -92,8 +92,8 @@ def run(name: str, command: str, mtu: int, seconds: float, worker: str) -> dict:
 def rise(run: dict) -> float:
     """Seconds until the receiver got 90 % of the rate that it had in the second half."""
     tenths = run.get("tenths") or [0]
-    rate = statistics.median(tenths[len(tenths) // 2 : -1] or tenths)
-    return next((i * STEP for i, n in enumerate(tenths) if n >= 0.9 * rate), len(tenths) * STEP)
+    rate = statistics.mean(tenths[len(tenths) // 2 : -1] or tenths)
+    return next((i * STEP for i, n in enumerate(tenths) if n and n >= 0.9 * rate), len(tenths) * STEP)
 
 
 def line(name: str, runs: list[dict], direct: float) -> tuple[str, float]:

@@ -68,6 +68,8 @@ class WindowTrace:
             self._file.write(text)
             self._file.flush()
         except OSError as e:
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
             self._failed(f"the trace of windows ends: {e.strerror}")
 
