@@ -189,8 +189,7 @@ class Proxy:
             if not self._command or self._ending:
                 self.stop(self._status)
             return
-        if self._queue.watching:
-            self._queue.seen(runs, began)
+        self._queue.seen(runs, began)
         self._take_runs(runs, frames)
         if self._queue.watching:
             total = sum([run.length for run in runs])

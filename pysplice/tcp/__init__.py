@@ -83,14 +83,16 @@ Small queues
 What the guest sends waits in the ring of the tap until it is read, and the guest's kernel cannot see it
 there.  ``SmallQueue`` bounds what one connection may have unread, by the same window (``bound``).
 
-- So that the ring does not overflow, half of it is shared out among those who queue (``share``), in frames of
+- Against an overflow of the ring, half of it is shared out among those who queue (``share``), in frames of
   the size that each of them has sent (``frame_bytes``): who sends tiny ones is bound by that, and nobody else.
   Someone who sends one small frame at a time queues nothing and is not counted.
 - So that a small message does not wait behind megabytes, bulk senders are brief (``patience``) while somebody
   else talks in small ones.  Alone, or among themselves, they are not: a short queue costs rate.
-- A connection that is left with little may stop, because a sender waits until a whole one fits.
-   It is listed (``throttled``), and once it is quiet and the ring empty, ``resume`` gives it room again,
-  in order, to as many at a time as the ring can bear.
+- A connection that is left with little may stop, because a sender waits until a whole segment fits.  It is
+  listed (``throttled``), and once it has been quiet for a moment, a longer one while others are in the ring,
+  ``resume`` gives it room again, in order, to as many at a time as the ring can bear.
+- A window cannot be taken back, so the first ones are small (``FIRST_BYTES``) until a connection has shown what
+  its frames carry.  Some hundred that begin with tiny frames at once can overflow the ring all the same.
 
 From the host to the guest
 --------------------------

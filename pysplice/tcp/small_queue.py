@@ -181,6 +181,8 @@ class SmallQueue:
     def seen(self, runs: Iterable[Seen], now: float) -> None:
         """A batch was read: who shares the ring."""
         self._now = now
+        if not self.watching:
+            return
         queueing = self._queueing
         queueing.turn(now)
         for run in runs:
@@ -224,7 +226,7 @@ class SmallQueue:
 
         `empty`: nothing is in the ring.  In order, and within a period no more than a quarter of the ring takes
         if each of them fills its room with frames as small as it had.  tcp_tsq_handler() does as much for the
-        sockets on the tasklet's list.
+        sockets on the list of TSQ.
         """
         if now >= self._granted_until:
             self._granted_until = now + QUEUEING_PERIOD

@@ -112,7 +112,8 @@ def segments_wmem(facts: SocketFacts) -> int:
 
 
 def truesize(facts: SocketFacts) -> int:
-    """(S - W) * m / (m + o): the free memory, at the price per segment that the queue shows or may come to.
+    """(S - S / 512 - W) * m / (m + o): the free memory, at the price per segment that the queue shows or may
+    come to.
 
     Ours.  o = (W - Q) / n for n = max(Q / m, 1) segments in the queue, as `segments`; where nothing can be
     seen, an sk_buff for each segment (`SKB_OVERHEAD`), which is what the first segments of a connection cost.
@@ -220,7 +221,8 @@ def select_initial_window(
     init_rcv_wnd: int = 0,
     signed_windows: bool = False,
 ) -> InitialWindow:
-    """The window of a SYN and its scale, as tcp_select_initial_window() decides (Linux 6.x).
+    """The window of a SYN and its scale, as tcp_select_initial_window() decides (Linux 6.10; before, it
+    also bounded rcv_wnd by 65535).
 
     `space`: bytes that can be held now.  `window_clamp`: no window is ever to be larger, 0 for none (a
     route's `window`).  `rmem_max`: what the space may grow to, bytes; the kernel takes the larger of
@@ -230,7 +232,8 @@ def select_initial_window(
 
     The scale is said once and bounds everything later, so it is chosen for what the space may become: the
     smallest shift that brings that into 16 bits, at most 14.  The window is rounded down to whole segments;
-    in the SYN itself, where no scale counts yet, 65535 is the most that can be said (RFC 7323, section 2.2).
+    in the SYN itself, where no scale counts yet, 65535 is the most that can be said (RFC 7323, section 2.2):
+    the caller sees to that.
     """
     clamp = window_clamp or WINDOW_FIELD_MAX << WSCALE_MAX
     space = min(clamp, max(space, 0))

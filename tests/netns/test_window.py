@@ -123,12 +123,18 @@ def test_every_estimator_brings_the_bytes(world, name, mtu):
 
 
 @pytest.mark.parametrize("limit", ("1000", "131072", "off"))
-def test_limits_that_somebody_chose(world, limit):
+def test_limits_that_somebody_chose(world, limit, tmp_path):
     """Also one below a segment: the list of the throttled keeps the connection going."""
-    world.pysplice("--config-net", "--limit-output", limit)
+    path = tmp_path / "trace.jsonl"
+    process = world.pysplice("--config-net", "--limit-output", limit, "--trace-window", str(path))
     guest, remote = pair(world, 4)
     with guest, remote:
         transfer(guest, remote, 6, 8 << 20, timeout=30)
+    process.terminate()
+    process.wait(10)
+    said = max(json.loads(line)["window"] for line in path.read_text().splitlines())
+    # A segment where the limit is less; and what rounding adds
+    assert said <= max(int(limit), 16384) + 256 if limit != "off" else said > 131072 + 256
 
 
 def ring_length(namespace):

@@ -49,6 +49,16 @@ def test_limit_that_somebody_chose():
     assert queue(limit=0).bound(1 << 30, 1) == 1 << 30
 
 
+def test_a_chosen_limit_does_not_follow_what_is_seen():
+    fixed = queue(limit=5000)
+    fixed.seen([Seen(bytes([i]), 1000, 10) for i in range(64)], 7.0)
+    assert (fixed.budget, fixed.frames) == (5000, 0)
+    # ... but time passes
+    fixed.throttle(waiting := Throttled())
+    assert list(fixed.resume(7.0005, empty=True)) == []
+    assert list(fixed.resume(7.0011, empty=True)) == [waiting]
+
+
 def test_the_first_windows_are_small():
     """In frames of 100 bytes, 64 of them fill not even two thirds of the ring."""
     assert queue().bound(1 << 30, 1400) == RING // 2 * 1400
