@@ -17,6 +17,8 @@
 #define ETH_P_IPV6 0x86dd
 #define PROTO_HOPOPTS 0
 #define PROTO_TCP 6
+#define PROTO_UDP 17
+#define PROTO_FRAGMENT 44
 #define PROTO_DSTOPTS 60
 #define EXTENSION_HEADERS_MAX 4
 
@@ -45,12 +47,12 @@ static void put32(uint8_t *p, uint32_t v)
 
 /* Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1). */
 static uint64_t pseudo_sum(const uint8_t *addresses, size_t addresses_len,
-			   size_t l4_len)
+			   size_t l4_len, uint8_t proto)
 {
 	uint8_t tail[8];
 
 	put32(tail, (uint32_t)l4_len);
-	put32(tail + 4, PROTO_TCP);
+	put32(tail + 4, proto);
 	return csum_add(tail, sizeof(tail),
 			csum_add(addresses, addresses_len, 0));
 }
@@ -98,7 +100,8 @@ static enum frame_kind parse_tcp(const uint8_t *frame, size_t l4, size_t l4_len,
 		return FRAME_BAD;
 	if (!trusted &&
 	    csum_fold(csum_add(tcp, l4_len,
-			       pseudo_sum(addresses, addresses_len, l4_len))) !=
+			       pseudo_sum(addresses, addresses_len, l4_len,
+					  PROTO_TCP))) !=
 		    0xffff)
 		return FRAME_BAD;
 
@@ -123,7 +126,45 @@ static enum frame_kind parse_tcp(const uint8_t *frame, size_t l4, size_t l4_len,
 	seg->window = get16(tcp + 14);
 	seg->payload = (uint32_t)(l4 + header);
 	seg->len = (uint32_t)(l4_len - header);
+	seg->udp = 0;
 	return FRAME_TCP;
+}
+
+static enum frame_kind parse_udp(const uint8_t *frame, size_t l4, size_t l4_len,
+				 const uint8_t *addresses, size_t addresses_len,
+				 int trusted, struct segment *seg)
+{
+	const uint8_t *udp = frame + l4;
+	size_t len;
+
+	if (l4_len < 8)
+		return FRAME_BAD;
+	len = get16(udp + 4);
+	if (len < 8 || len > l4_len)
+		return FRAME_BAD;
+	if (!trusted) {
+		/* RFC 768: 0 is "no checksum"; RFC 8200, 8.1: not for IPv6 */
+		if (!udp[6] && !udp[7]) {
+			if (addresses_len != 8)
+				return FRAME_BAD;
+		} else if (csum_fold(csum_add(
+				   udp, len,
+				   pseudo_sum(addresses, addresses_len, len,
+					      PROTO_UDP))) != 0xffff) {
+			return FRAME_BAD;
+		}
+	}
+	/* RFC 768: a source port of 0 means none; there is nothing to answer */
+	if ((!udp[0] && !udp[1]) || (!udp[2] && !udp[3]))
+		return FRAME_BAD;
+
+	memcpy(seg->key, addresses, addresses_len);
+	memcpy(seg->key + addresses_len, udp, 4);
+	seg->key_len = (uint8_t)(addresses_len + 4);
+	seg->payload = (uint32_t)(l4 + 8);
+	seg->len = (uint32_t)(len - 8);
+	seg->udp = 1;
+	return FRAME_UDP;
 }
 
 /* Addresses that no segment on the tap can come from or go to. */
@@ -164,6 +205,11 @@ static enum frame_kind parse_ipv4(const uint8_t *frame, size_t len, int trusted,
 		return FRAME_BAD;
 	if (csum_fold(csum_add(ip, header, 0)) != 0xffff)
 		return FRAME_BAD;
+	seg->ttl = ip[8];
+	if (ip[9] == PROTO_UDP && !(get16(ip + 6) & 0x3fff) &&
+	    !bad_ipv4(ip + 12, ip + 16))
+		return parse_udp(frame, ETH_LEN + header, total - header,
+				 ip + 12, 8, trusted, seg);
 	if (ip[9] != PROTO_TCP)
 		return FRAME_OTHER;
 	/* A TCP never has reason to send fragments on its own link */
@@ -196,6 +242,9 @@ static enum frame_kind parse_ipv6(const uint8_t *frame, size_t len, int trusted,
 		next = frame[l4];
 		l4 += size;
 	}
+	seg->ttl = ip[7];
+	if (next == PROTO_UDP && !bad_ipv6(ip + 8, ip + 24))
+		return parse_udp(frame, l4, end - l4, ip + 8, 32, trusted, seg);
 	if (next != PROTO_TCP)
 		return FRAME_OTHER;
 	if (bad_ipv6(ip + 8, ip + 24))
@@ -243,10 +292,10 @@ size_t frame_build(uint8_t *out, const uint8_t *template, size_t template_len,
 		memset(ip + 10, 0, 2);
 		uint16_t check = (uint16_t)~csum_fold(csum_add(ip, 20, 0));
 		memcpy(ip + 10, &check, 2);
-		sum = pseudo_sum(ip + 12, 8, l4_len);
+		sum = pseudo_sum(ip + 12, 8, l4_len, PROTO_TCP);
 	} else {
 		put16(ip + 4, (uint16_t)l4_len);
-		sum = pseudo_sum(ip + 8, 32, l4_len);
+		sum = pseudo_sum(ip + 8, 32, l4_len, PROTO_TCP);
 	}
 
 	put32(l4 + 4, tcp->seq);
@@ -282,4 +331,102 @@ size_t frame_build(uint8_t *out, const uint8_t *template, size_t template_len,
 		memcpy(l4 + 16, &check, 2);
 	}
 	return vnet_len + (size_t)(l4 - frame) + header;
+}
+
+static void put_vnet(uint8_t *out, const uint8_t *frame, const uint8_t *l4,
+		     size_t header, uint16_t gso_size)
+{
+	struct vnet_header vnet = {
+		.flags = VNET_F_NEEDS_CSUM,
+		.gso_type = gso_size ? VNET_GSO_UDP_L4 : VNET_GSO_NONE,
+		.gso_size = gso_size,
+		.hdr_len = gso_size ? (uint16_t)(l4 - frame + header) : 0,
+		.csum_start = (uint16_t)(l4 - frame),
+		.csum_offset = 6,
+	};
+
+	memcpy(out, &vnet, VNET_HDR_LEN);
+}
+
+static void put_ipv4_len(uint8_t *ip, size_t len)
+{
+	put16(ip + 2, (uint16_t)len);
+	memset(ip + 10, 0, 2);
+	uint16_t check = (uint16_t)~csum_fold(csum_add(ip, 20, 0));
+	memcpy(ip + 10, &check, 2);
+}
+
+uint16_t frame_udp_check(const uint8_t *template, size_t template_len,
+			 const uint8_t *udp, size_t len)
+{
+	const uint8_t *ip = template + ETH_LEN;
+	uint64_t sum = template_len == TEMPLATE4_LEN ?
+			       pseudo_sum(ip + 12, 8, len, PROTO_UDP) :
+			       pseudo_sum(ip + 8, 32, len, PROTO_UDP);
+	uint16_t check = (uint16_t)~csum_fold(csum_add(udp, len, sum));
+
+	return check ? check : 0xffff;
+}
+
+size_t frame_build_udp(uint8_t *out, const uint8_t *template,
+		       size_t template_len, size_t payload_len,
+		       uint64_t payload_sum, uint16_t gso_size, int offload)
+{
+	size_t vnet_len = offload ? VNET_HDR_LEN : 0;
+	size_t l4_len = 8 + payload_len;
+	uint8_t *frame = out + vnet_len;
+	uint8_t *ip = frame + ETH_LEN;
+	uint8_t *l4 = frame + template_len - 4;
+	uint64_t sum;
+	uint16_t check;
+
+	memcpy(frame, template, template_len);
+	if (template_len == TEMPLATE4_LEN) {
+		put_ipv4_len(ip, 20 + l4_len);
+		sum = pseudo_sum(ip + 12, 8, l4_len, PROTO_UDP);
+	} else {
+		put16(ip + 4, (uint16_t)l4_len);
+		sum = pseudo_sum(ip + 8, 32, l4_len, PROTO_UDP);
+	}
+	put16(l4 + 4, (uint16_t)l4_len);
+	memset(l4 + 6, 0, 2);
+	if (offload) {
+		put_vnet(out, frame, l4, 8, gso_size);
+		check = csum_fold(sum);
+	} else {
+		check = (uint16_t)~csum_fold(csum_add(l4, 8, sum) +
+					     csum_fold(payload_sum));
+		if (!check)
+			check = 0xffff;
+	}
+	memcpy(l4 + 6, &check, 2);
+	return vnet_len + (size_t)(l4 - frame) + 8;
+}
+
+size_t frame_ip_len(size_t template_len, int fragment)
+{
+	return template_len == TEMPLATE4_LEN ? 20 : fragment ? 48 : 40;
+}
+
+size_t frame_build_fragment(uint8_t *out, const uint8_t *template,
+			    size_t template_len, size_t from, size_t len,
+			    int more, uint32_t ident)
+{
+	uint8_t *ip = out + ETH_LEN;
+
+	memcpy(out, template, template_len - 4);
+	if (template_len == TEMPLATE4_LEN) {
+		put16(ip + 4, (uint16_t)ident);
+		put16(ip + 6, (uint16_t)((more ? 0x2000 : 0) | from / 8));
+		put_ipv4_len(ip, 20 + len);
+		return ETH_LEN + 20;
+	}
+	/* RFC 8200, section 4.5 */
+	put16(ip + 4, (uint16_t)(8 + len));
+	ip[40] = ip[6];
+	ip[6] = PROTO_FRAGMENT;
+	ip[41] = 0;
+	put16(ip + 42, (uint16_t)(from | (more ? 1 : 0)));
+	put32(ip + 44, ident);
+	return ETH_LEN + 48;
 }

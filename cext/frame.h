@@ -25,6 +25,7 @@ struct vnet_header {
 #define VNET_GSO_NONE 0
 #define VNET_GSO_TCPV4 1
 #define VNET_GSO_TCPV6 4
+#define VNET_GSO_UDP_L4 5
 
 #define ETH_LEN 14
 #define IP_MAX 65535                    /* the length field of an IP header */
@@ -35,7 +36,7 @@ struct vnet_header {
 #define KEY4_LEN 12
 #define KEY6_LEN 36
 
-/* A template is a frame up to and including the TCP ports. */
+/* A template is a frame up to and including the ports. */
 #define TEMPLATE4_LEN (ETH_LEN + 20 + 4)
 #define TEMPLATE6_LEN (ETH_LEN + 40 + 4)
 #define TCP_OPTIONS_MAX 40
@@ -52,12 +53,15 @@ enum tcp_flag {
 enum frame_kind {
 	FRAME_BAD,              /* to be dropped */
 	FRAME_TCP,              /* a whole, valid TCP segment */
+	FRAME_UDP,              /* a whole, valid UDP datagram between hosts */
 	FRAME_OTHER,            /* anything else that is worth a look */
 };
 
 struct segment {
 	uint8_t key[KEY6_LEN];
 	uint8_t key_len;
+	uint8_t udp;
+	uint8_t ttl;            /* or hop limit */
 	uint8_t flags;
 	int8_t wscale;          /* from a SYN; -1: no such option */
 	uint16_t mss;           /* from a SYN; 0: no such option */
@@ -69,7 +73,8 @@ struct segment {
 };
 
 /* Take FRAME apart.  TRUSTED: the checksum of layer 4 need not be verified.
- * Fills *SEG if, and only if, the result is FRAME_TCP. */
+ * Fills *SEG if, and only if, the result is FRAME_TCP or FRAME_UDP; of the
+ * latter, key, udp, ttl, payload and len. */
 enum frame_kind frame_parse(const uint8_t *frame, size_t len, int trusted,
 			    struct segment *seg);
 
@@ -94,5 +99,24 @@ size_t frame_headers_len(size_t template_len, size_t options_len);
 size_t frame_build(uint8_t *out, const uint8_t *template, size_t template_len,
 		   const struct tcp_fields *tcp, size_t payload_len,
 		   uint64_t payload_sum, uint16_t mss, int offload);
+
+/* The same for a UDP datagram: headers to OUT.  GSO_SIZE: cut it into datagrams
+ * of that many bytes, 0: it is one. */
+size_t frame_build_udp(uint8_t *out, const uint8_t *template,
+		       size_t template_len, size_t payload_len,
+		       uint64_t payload_sum, uint16_t gso_size, int offload);
+
+/* Ethernet and IP header of one fragment: bytes FROM to FROM + LEN of the IP
+ * payload, MORE: others follow.  OUT has room for HEADERS_MAX; no vnet header. */
+size_t frame_build_fragment(uint8_t *out, const uint8_t *template,
+			    size_t template_len, size_t from, size_t len,
+			    int more, uint32_t ident);
+
+/* The IP header's length, with that of a fragment if FRAGMENT. */
+size_t frame_ip_len(size_t template_len, int fragment);
+
+/* The checksum of a UDP datagram as it goes on the wire, never 0 (RFC 768). */
+uint16_t frame_udp_check(const uint8_t *template, size_t template_len,
+			 const uint8_t *udp, size_t len);
 
 #endif

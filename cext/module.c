@@ -7,6 +7,7 @@
 
 #include <errno.h>
 
+#include "datagram.h"
 #include "sockio.h"
 #include "stream.h"
 
@@ -29,6 +30,22 @@ static PyStructSequence_Desc run_desc = {
 	.doc = "Segments of one flow that follow each other.",
 	.fields = run_fields,
 	.n_in_sequence = 10,
+};
+
+static PyStructSequence_Field datagrams_fields[] = {
+	{"key", "addresses and ports as on the wire, source first"},
+	{"frames", "how many"},
+	{"length", "bytes of payload in all"},
+	{"ttl", "or hop limit"},
+	{"handle", "names the payload until the next drain()"},
+	{NULL, NULL},
+};
+
+static PyStructSequence_Desc datagrams_desc = {
+	.name = "pysplice._cext.Datagrams",
+	.doc = "Datagrams of one flow that follow each other.",
+	.fields = datagrams_fields,
+	.n_in_sequence = 5,
 };
 
 static PyStructSequence_Field facts_fields[] = {
@@ -81,6 +98,22 @@ static PyObject *socket_facts(PyObject *module, PyObject *args)
 	return result;
 }
 
+static PyObject *bound_ports(PyObject *module, PyObject *args)
+{
+	uint8_t ports[PORTS_BYTES] = {0};
+	int fd, family, protocol, rc;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "iii:bound_ports", &fd, &family, &protocol))
+		return NULL;
+	rc = sock_ports_read(fd, family, protocol, ports);
+	if (rc) {
+		errno = -rc;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	return PyBytes_FromStringAndSize((char *)ports, sizeof(ports));
+}
+
 static int module_exec(PyObject *module)
 {
 	struct module_state *state = PyModule_GetState(module);
@@ -89,13 +122,20 @@ static int module_exec(PyObject *module)
 		module, &stream_spec, NULL);
 	state->tap_type = (PyTypeObject *)PyType_FromModuleAndSpec(
 		module, &tap_spec, NULL);
+	state->packets_type = (PyTypeObject *)PyType_FromModuleAndSpec(
+		module, &packets_spec, NULL);
+	state->datagrams_type = PyStructSequence_NewType(&datagrams_desc);
 	state->run_type = PyStructSequence_NewType(&run_desc);
 	state->facts_type = PyStructSequence_NewType(&facts_desc);
 	if (!state->stream_type || !state->tap_type || !state->run_type ||
-	    !state->facts_type)
+	    !state->facts_type || !state->packets_type ||
+	    !state->datagrams_type)
 		return -1;
 	if (PyModule_AddType(module, state->stream_type) ||
 	    PyModule_AddType(module, state->tap_type) ||
+	    PyModule_AddType(module, state->packets_type) ||
+	    PyModule_AddObjectRef(module, "Datagrams",
+				  (PyObject *)state->datagrams_type) ||
 	    PyModule_AddObjectRef(module, "Run",
 				  (PyObject *)state->run_type) ||
 	    PyModule_AddObjectRef(module, "SocketFacts",
@@ -110,6 +150,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 
 	Py_VISIT(state->stream_type);
 	Py_VISIT(state->tap_type);
+	Py_VISIT(state->packets_type);
+	Py_VISIT(state->datagrams_type);
 	Py_VISIT(state->run_type);
 	Py_VISIT(state->facts_type);
 	return 0;
@@ -121,6 +163,8 @@ static int module_clear(PyObject *module)
 
 	Py_CLEAR(state->stream_type);
 	Py_CLEAR(state->tap_type);
+	Py_CLEAR(state->packets_type);
+	Py_CLEAR(state->datagrams_type);
 	Py_CLEAR(state->run_type);
 	Py_CLEAR(state->facts_type);
 	return 0;
@@ -128,6 +172,7 @@ static int module_clear(PyObject *module)
 
 static PyMethodDef module_methods[] = {
 	{"socket_facts", socket_facts, METH_VARARGS, NULL},
+	{"bound_ports", bound_ports, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

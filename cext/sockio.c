@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * sockio.c: reads the state of a host socket.  Owns nothing; compiles without
+ * sockio.c: reads the state of sockets.  Owns nothing; compiles without
  * Python.h.
  */
 #include "sockio.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
@@ -59,4 +62,62 @@ int sock_facts_read(int fd, struct sock_facts *facts)
 				 (int64_t)info.tcpi_snd_wnd :
 				 -1;
 	return 0;
+}
+
+#define TCP_CLOSE_BIT (1u << 7)
+#define TCP_LISTEN_BIT (1u << 10)
+
+int sock_ports_read(int fd, int family, int protocol,
+		    uint8_t ports[PORTS_BYTES])
+{
+	struct {
+		struct nlmsghdr header;
+		struct inet_diag_req_v2 diag;
+	} request = {
+		.header = {
+			.nlmsg_len = sizeof(request),
+			.nlmsg_type = SOCK_DIAG_BY_FAMILY,
+			.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
+		},
+		.diag = {
+			.sdiag_family = (uint8_t)family,
+			.sdiag_protocol = (uint8_t)protocol,
+			.idiag_states = protocol == IPPROTO_TCP ?
+						TCP_LISTEN_BIT :
+						TCP_CLOSE_BIT,
+		},
+	};
+	union {
+		struct nlmsghdr header;
+		char bytes[32768];
+	} answer;
+
+	if (send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0)
+		return -errno;
+	for (;;) {
+		ssize_t n = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);
+		struct nlmsghdr *header = &answer.header;
+		size_t left = (size_t)n;
+
+		if (n < 0)
+			return -errno;
+		for (; NLMSG_OK(header, left);
+		     header = NLMSG_NEXT(header, left)) {
+			const struct inet_diag_msg *msg = NLMSG_DATA(header);
+			uint16_t port;
+
+			if (header->nlmsg_type == NLMSG_DONE)
+				return 0;
+			if (header->nlmsg_type == NLMSG_ERROR) {
+				const struct nlmsgerr *error =
+					NLMSG_DATA(header);
+
+				return error->error;
+			}
+			if (header->nlmsg_type != SOCK_DIAG_BY_FAMILY)
+				continue;
+			port = ntohs(msg->id.idiag_sport);
+			ports[port / 8] |= (uint8_t)(1u << port % 8);
+		}
+	}
 }

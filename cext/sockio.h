@@ -23,4 +23,12 @@ struct sock_facts {
 /* Returns 0, or -errno if FD is no TCP socket. */
 int sock_facts_read(int fd, struct sock_facts *facts);
 
+#define PORTS_BYTES 8192
+
+/* Set the bit of each local port that a socket of FAMILY and PROTOCOL listens
+ * on (TCP) or is bound to without a peer (UDP), in the namespace of FD, a
+ * NETLINK_SOCK_DIAG socket.  Returns 0 or -errno. */
+int sock_ports_read(int fd, int family, int protocol,
+		    uint8_t ports[PORTS_BYTES]);
+
 #endif

@@ -4,15 +4,9 @@
  * descriptor; holds no connection state and takes no decision.
  *
  * drain() reads frames until the tap is empty or the batch is full, and groups
- * the TCP segments among them into runs: segments of one flow that follow each
- * other.  What Python is told of a run is a handful of numbers and a handle,
- * by which send() finds the payload again until the next drain().
- *
- * Grouping keeps the order within a flow, and joins only what a receiver would
- * have treated alike one by one:
- *   - data that is contiguous, with no flags but ACK and PSH; a FIN ends it;
- *   - bare acknowledgements that move forward, or that repeat: `frames` then
- *     counts the repetitions of the last one.
+ * the TCP segments and UDP datagrams among them into runs (runs.c).  What
+ * Python is told of a run is a handful of numbers and a handle, by which send()
+ * finds the payload again until the next drain().
  */
 #include "tap.h"
 
@@ -21,154 +15,37 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "csum.h"
 #include "frame.h"
 #include "stream.h"
 
-#define BATCH_FRAMES 256                /* IOV_MAX is 1024 */
-#define BATCH_BYTES ((size_t)1 << 20)
-/* See FIRST_BYTE in stream.c: payload begins 66 to 86 bytes further on */
-#define FIRST_FRAME 512
-#define FRAME_ALIGN 64
-
-struct frame {
-	uint32_t start;                 /* of the Ethernet header, in memory */
-	uint32_t payload;               /* in memory */
-	uint32_t len;                   /* of the payload */
-	int next;                       /* frame of the same run, or -1 */
-};
-
-struct run {
-	struct segment first;           /* seq, key, options of the first */
-	uint32_t ack;
-	uint32_t len;
-	uint32_t frames;
-	uint16_t window;
-	uint8_t flags;
-	int closed;                     /* nothing may be added */
-	int head, tail;                 /* frames */
-};
-
-struct tap {
-	PyObject_HEAD
-	struct module_state *state;
-	PyObject *module;
-	int fd;
-	int vnet;
-	uint32_t generation;            /* of the handles: counts batches */
-	int frame_count;
-	int run_count;
-	uint64_t dropped;
-	struct frame frames[BATCH_FRAMES];
-	struct run runs[BATCH_FRAMES];
-	uint8_t *memory;
-};
-
 #define MEMORY_BYTES (FIRST_FRAME + BATCH_BYTES + VNET_HDR_LEN + FRAME_MAX)
 
-static int32_t seq_diff(uint32_t a, uint32_t b)
+/* A frame as a record of a pcap file: microseconds, Ethernet. */
+static void capture(struct tap *self, const struct iovec *iov, int count)
 {
-	return (int32_t)(a - b);
-}
+	struct iovec pieces[2 + 4];
+	struct timespec now;
+	uint32_t record[4];
+	size_t len = 0;
 
-/* Add the segment to the last run of its flow, if it may join it. */
-static int join_run(struct tap *self, const struct segment *seg, int frame)
-{
-	struct run *run = NULL;
-
-	for (int i = self->run_count - 1; i >= 0; i--) {
-		struct run *r = &self->runs[i];
-
-		if (r->first.key_len == seg->key_len &&
-		    !memcmp(r->first.key, seg->key, seg->key_len)) {
-			run = r;
-			break;
-		}
+	for (int i = 0; i < count; i++) {
+		pieces[1 + i] = iov[i];
+		len += iov[i].iov_len;
 	}
-	if (!run || run->closed || !(seg->flags & TCP_ACK) ||
-	    (seg->flags & (TCP_SYN | TCP_RST)) ||
-	    seg->seq != run->first.seq + run->len ||
-	    seq_diff(seg->ack, run->ack) < 0)
-		return 0;
-
-	if (seg->len || (seg->flags & TCP_FIN)) {
-		if (!run->len)
-			return 0;
-		run->frames++;
-	} else {
-		if (run->len)
-			return 0;
-		if (seg->ack != run->ack)
-			run->frames = 1;
-		else if (seg->window == run->window)
-			run->frames++;
-		else
-			return 0;
-	}
-	self->frames[run->tail].next = frame;
-	run->tail = frame;
-	run->ack = seg->ack;
-	run->window = seg->window;
-	run->flags |= seg->flags;
-	run->len += seg->len;
-	run->closed = !!(seg->flags & TCP_FIN);
-	return 1;
-}
-
-static void add_segment(struct tap *self, const struct segment *seg,
-			uint32_t start)
-{
-	int frame = self->frame_count++;
-	struct run *run;
-
-	self->frames[frame] = (struct frame){
-		.start = start,
-		.payload = start + seg->payload,
-		.len = seg->len,
-		.next = -1,
-	};
-	if (join_run(self, seg, frame))
-		return;
-	run = &self->runs[self->run_count++];
-	run->first = *seg;
-	run->ack = seg->ack;
-	run->len = seg->len;
-	run->frames = 1;
-	run->window = seg->window;
-	run->flags = seg->flags;
-	run->closed = !(seg->flags & TCP_ACK) ||
-		      (seg->flags & (TCP_SYN | TCP_FIN | TCP_RST));
-	run->head = run->tail = frame;
-}
-
-static PyObject *make_run(struct tap *self, int index)
-{
-	struct run *r = &self->runs[index];
-	PyObject *run = PyStructSequence_New(self->state->run_type);
-	unsigned long long handle =
-		(unsigned long long)self->generation << 16 | (unsigned)index;
-
-	if (!run)
-		return NULL;
-	PyStructSequence_SetItem(run, 0,
-				 PyBytes_FromStringAndSize((char *)r->first.key,
-							   r->first.key_len));
-	PyStructSequence_SetItem(run, 1, PyLong_FromUnsignedLong(r->first.seq));
-	PyStructSequence_SetItem(run, 2, PyLong_FromUnsignedLong(r->ack));
-	PyStructSequence_SetItem(run, 3, PyLong_FromLong(r->window));
-	PyStructSequence_SetItem(run, 4, PyLong_FromLong(r->flags));
-	PyStructSequence_SetItem(run, 5, PyLong_FromUnsignedLong(r->len));
-	PyStructSequence_SetItem(run, 6, PyLong_FromUnsignedLong(r->frames));
-	PyStructSequence_SetItem(run, 7, PyLong_FromUnsignedLongLong(handle));
-	PyStructSequence_SetItem(run, 8, PyLong_FromLong(r->first.mss));
-	PyStructSequence_SetItem(run, 9, PyLong_FromLong(r->first.wscale));
-	if (PyErr_Occurred()) {
-		Py_DECREF(run);
-		return NULL;
-	}
-	return run;
+	clock_gettime(CLOCK_REALTIME, &now);
+	record[0] = (uint32_t)now.tv_sec;
+	record[1] = (uint32_t)(now.tv_nsec / 1000);
+	record[2] = record[3] = (uint32_t)len;
+	pieces[0].iov_base = record;
+	pieces[0].iov_len = sizeof(record);
+	/* A part of a record would make what follows it unreadable */
+	if (writev(self->capture, pieces, count + 1) !=
+	    (ssize_t)(len + sizeof(record)))
+		self->capture = -1;
 }
 
 static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
@@ -176,7 +53,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 	struct tap *self = (struct tap *)obj;
 	size_t vnet_len = self->vnet ? VNET_HDR_LEN : 0;
 	size_t end = FIRST_FRAME;
-	PyObject *others = PyList_New(0), *runs, *result;
+	PyObject *others = PyList_New(0), *runs, *datagrams, *result;
 
 	if (!others)
 		return NULL;
@@ -185,6 +62,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 
 	for (int i = 0; i < BATCH_FRAMES && end < BATCH_BYTES; i++) {
 		uint8_t *buffer = self->memory + end;
+		uint16_t gso_size = 0;
 		struct segment seg;
 		int trusted = 0;
 		ssize_t n;
@@ -206,16 +84,26 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			self->dropped++;
 			continue;
 		}
-		if (vnet_len)
+		if (vnet_len) {
 			trusted = buffer[0] & (VNET_F_NEEDS_CSUM |
 					       VNET_F_DATA_VALID);
+			if (buffer[1] == VNET_GSO_UDP_L4)
+				memcpy(&gso_size, buffer + 4, 2);
+		}
 		buffer += vnet_len;
 		n -= (ssize_t)vnet_len;
+		if (self->capture >= 0)
+			capture(self,
+				&(struct iovec){ buffer, (size_t)n }, 1);
 
 		switch (frame_parse(buffer, (size_t)n, trusted, &seg)) {
 		case FRAME_TCP:
-			add_segment(self, &seg,
-				    (uint32_t)(buffer - self->memory));
+			gso_size = 0;
+			/* fall through */
+		case FRAME_UDP:
+			tap_add_segment(self, &seg,
+					(uint32_t)(buffer - self->memory),
+					gso_size);
 			end += vnet_len + (size_t)n + FRAME_ALIGN - 1;
 			end &= ~(size_t)(FRAME_ALIGN - 1);
 			break;
@@ -236,65 +124,30 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 		}
 	}
 
-	runs = PyList_New(self->run_count);
-	for (int i = 0; runs && i < self->run_count; i++) {
-		PyObject *run = make_run(self, i);
+	runs = PyList_New(0);
+	datagrams = PyList_New(0);
+	for (int i = 0; runs && datagrams && i < self->run_count; i++) {
+		int udp = self->runs[i].first.udp;
+		PyObject *run = udp ? tap_make_datagrams(self, i) :
+				      tap_make_run(self, i);
 
-		if (!run)
+		if (!run || PyList_Append(udp ? datagrams : runs, run))
 			Py_CLEAR(runs);
-		else
-			PyList_SetItem(runs, i, run);
+		Py_XDECREF(run);
 	}
-	if (!runs) {
-		Py_DECREF(others);
-		return NULL;
-	}
-	result = PyTuple_Pack(2, runs, others);
-	Py_DECREF(runs);
+	result = runs && datagrams ? PyTuple_Pack(3, runs, datagrams, others) :
+				     NULL;
+	Py_XDECREF(runs);
+	Py_XDECREF(datagrams);
 	Py_DECREF(others);
 	return result;
-}
-
-static struct run *find_run(struct tap *self, unsigned long long handle)
-{
-	if (handle >> 16 != self->generation ||
-	    (int)(handle & 0xffff) >= self->run_count) {
-		PyErr_SetString(PyExc_ValueError, "handle of an earlier batch");
-		return NULL;
-	}
-	return &self->runs[handle & 0xffff];
-}
-
-/* The LEN payload bytes at SKIP of a run as pieces; returns their number. */
-static int run_pieces(struct tap *self, const struct run *run, size_t skip,
-		      size_t len, struct iovec iov[BATCH_FRAMES])
-{
-	int count = 0;
-
-	for (int i = run->head; i >= 0 && len; i = self->frames[i].next) {
-		const struct frame *frame = &self->frames[i];
-		size_t n = frame->len;
-
-		if (skip >= n) {
-			skip -= n;
-			continue;
-		}
-		n -= skip;
-		if (n > len)
-			n = len;
-		iov[count].iov_base = self->memory + frame->payload + skip;
-		iov[count++].iov_len = n;
-		skip = 0;
-		len -= n;
-	}
-	return count;
 }
 
 /* handle, skip, length: the part of a run that send() and store() work on. */
 static struct run *find_part(struct tap *self, unsigned long long handle,
 			     Py_ssize_t skip, Py_ssize_t len)
 {
-	struct run *run = find_run(self, handle);
+	struct run *run = tap_find_run(self, handle);
 
 	if (run && (skip < 0 || len < 0 || (size_t)skip > run->len ||
 		    (size_t)len > run->len - (size_t)skip)) {
@@ -321,8 +174,9 @@ static PyObject *tap_send(PyObject *obj, PyObject *args)
 		return NULL;
 	struct msghdr msg = {
 		.msg_iov = iov,
-		.msg_iovlen = (size_t)run_pieces(self, run, (size_t)skip,
-						 (size_t)len, iov),
+		.msg_iovlen = (size_t)tap_run_pieces(self, run,
+						     (size_t)skip,
+						     (size_t)len, iov),
 	};
 	do
 		n = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -350,7 +204,7 @@ static PyObject *tap_store(PyObject *obj, PyObject *args)
 		PyErr_SetString(PyExc_ValueError, "beyond the stream's room");
 		return NULL;
 	}
-	count = run_pieces(self, run, (size_t)skip, (size_t)len, iov);
+	count = tap_run_pieces(self, run, (size_t)skip, (size_t)len, iov);
 	for (int i = 0; i < count; i++)
 		stream_append(stream, iov[i].iov_base, iov[i].iov_len);
 	Py_RETURN_NONE;
@@ -365,7 +219,7 @@ static PyObject *tap_headers(PyObject *obj, PyObject *arg)
 
 	if (PyErr_Occurred())
 		return NULL;
-	run = find_run(self, handle);
+	run = tap_find_run(self, handle);
 	if (!run)
 		return NULL;
 	frame = &self->frames[run->head];
@@ -373,9 +227,19 @@ static PyObject *tap_headers(PyObject *obj, PyObject *arg)
 					 frame->payload - frame->start);
 }
 
-static ssize_t write_frame(struct tap *self, struct iovec *iov, int count)
+ssize_t tap_write(struct tap *self, struct iovec *iov, int count)
 {
 	ssize_t n;
+
+	if (self->capture >= 0) {
+		struct iovec first = iov[0];
+		size_t vnet_len = self->vnet ? VNET_HDR_LEN : 0;
+
+		iov[0].iov_base = (uint8_t *)iov[0].iov_base + vnet_len;
+		iov[0].iov_len -= vnet_len;
+		capture(self, iov, count);
+		iov[0] = first;
+	}
 
 	do
 		n = writev(self->fd, iov, count);
@@ -413,7 +277,7 @@ static PyObject *tap_emit(PyObject *obj, PyObject *args)
 	iov.iov_base = headers;
 	iov.iov_len = frame_build(headers, template.buf, (size_t)template.len,
 				  &tcp, 0, 0, 0, self->vnet);
-	n = write_frame(self, &iov, 1);
+	n = tap_write(self, &iov, 1);
 out:
 	PyBuffer_Release(&template);
 	PyBuffer_Release(&options);
@@ -489,7 +353,7 @@ static PyObject *tap_emit_data(PyObject *obj, PyObject *args)
 		iov[0].iov_len = frame_build(headers, template.buf,
 					     (size_t)template.len, &tcp, part,
 					     sum, (uint16_t)mss, self->vnet);
-		n = write_frame(self, iov, count + 1);
+		n = tap_write(self, iov, count + 1);
 		if (n < 0)
 			break;
 		done += (Py_ssize_t)part;
@@ -515,9 +379,38 @@ static PyObject *tap_emit_frame(PyObject *obj, PyObject *arg)
 	iov[0].iov_len = self->vnet ? VNET_HDR_LEN : 0;
 	iov[1].iov_base = frame.buf;
 	iov[1].iov_len = (size_t)frame.len;
-	n = write_frame(self, iov, 2);
+	n = tap_write(self, iov, 2);
 	PyBuffer_Release(&frame);
 	return PyLong_FromSsize_t(n < 0 ? n : 0);
+}
+
+/* The first frame of a run, whole. */
+static PyObject *tap_frame(PyObject *obj, PyObject *arg)
+{
+	struct tap *self = (struct tap *)obj;
+	unsigned long long handle = PyLong_AsUnsignedLongLong(arg);
+	const struct frame *frame;
+	struct run *run;
+
+	if (PyErr_Occurred())
+		return NULL;
+	run = tap_find_run(self, handle);
+	if (!run)
+		return NULL;
+	frame = &self->frames[run->head];
+	return PyBytes_FromStringAndSize(
+		(char *)self->memory + frame->start,
+		frame->payload - frame->start + frame->len);
+}
+
+static PyObject *tap_capture(PyObject *obj, PyObject *arg)
+{
+	long fd = PyLong_AsLong(arg);
+
+	if (PyErr_Occurred())
+		return NULL;
+	((struct tap *)obj)->capture = (int)fd;
+	Py_RETURN_NONE;
 }
 
 static PyObject *tap_dropped(PyObject *obj, void *Py_UNUSED(closure))
@@ -552,6 +445,7 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	self->state = PyModule_GetState(module);
 	self->fd = fd;
 	self->vnet = vnet;
+	self->capture = -1;
 	return (PyObject *)self;
 }
 
@@ -587,6 +481,8 @@ static PyMethodDef tap_methods[] = {
 	{"send", tap_send, METH_VARARGS, NULL},
 	{"store", tap_store, METH_VARARGS, NULL},
 	{"headers", tap_headers, METH_O, NULL},
+	{"frame", tap_frame, METH_O, NULL},
+	{"capture", tap_capture, METH_O, NULL},
 	{"emit", tap_emit, METH_VARARGS, NULL},
 	{"emit_data", tap_emit_data, METH_VARARGS, NULL},
 	{"emit_frame", tap_emit_frame, METH_O, NULL},

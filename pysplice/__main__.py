@@ -9,14 +9,23 @@ import ipaddress
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from . import cli
+from . import __version__, cli, ports
 from .config import MTU_DEFAULT, Config, ConfigError, IPAddress
-from .observe.log import Log
+from .observe.log import Log, LogFile
 from .setup import isolation
+
+if TYPE_CHECKING:
+    from .services.desk import Desk
+    from .setup.names import Names
+    from .setup.template import Template
+    from .translate import Translation
 
 # Descriptors that are not for flows: the tap, the loop, the standard streams
 DESCRIPTORS_RESERVED = 64
+
+LOOPBACK = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
 
 
 def main() -> int:
@@ -24,89 +33,123 @@ def main() -> int:
     # As pasta: SIGINT ends us at once, unless whoever started us ignores it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    as_pasta = os.path.basename(sys.argv[0]).startswith("pasta")
+    name = "pasta" if as_pasta else "pysplice"
+    if sys.argv[1:2] == ["ctl"] and not as_pasta:
+        from .control import client
+
+        return client(sys.argv[2:])
     try:
-        config = cli.parse(sys.argv[1:])
+        config = cli.parse(sys.argv[1:], as_pasta)
+        rules = ports.parse_all(config.ports, "none" if config.tap_fd is not None else "auto")
     except cli.Usage as e:
         sys.stdout.write(str(e))
         return 0
     except ConfigError as e:
-        sys.stderr.write(f"pysplice: {e}\n")
+        sys.stderr.write(f"{name}: {e}\n")
         return 1
-    log = Log(config.quiet, config.debug)
-    for warning in config.warnings:
-        log.warning(warning)
+    log = Log(config.quiet, config.debug, trace=config.trace, name=name, system=not config.log_file)
     isolation.close_leaked(config.tap_fd)
     try:
-        return run(config, log)
+        if config.log_file:
+            fd = isolation.open_output(config.log_file)
+            log.file = LogFile(fd, config.log_size, f"{name} {__version__}")
+        for warning in config.warnings:
+            log.warning(warning)
+        return run(config, rules, log)
     except ConfigError as e:
         log.warning(str(e))
+        if log.file is not None:
+            # Whoever waits for us has to know
+            sys.stderr.write(f"{name}: {e}\n")
         return 1
 
 
-def run(config: Config, log: Log) -> int:
+def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     """Set everything up, and serve until the end; raises ConfigError before the command starts."""
-    # Imported here: `--help` and an error in the options need none of it
-    from .flows import Outbound
-    from .proxy import Link, Proxy
-    from .services import ndp
-    from .setup import addresses, interrupts, netns
-    from .tap import TapDevice
+    from .setup import netns
 
     if config.tap_fd is not None and (config.config_net or config.ns_mac):
         raise ConfigError("--config-net and --ns-mac-addr do not go with --fd")
     if config.netns and "/" in config.netns:
         # In the background the working directory is another one
         config = dataclasses.replace(config, netns=os.path.abspath(config.netns))
+    rules = tuple(_of_families(config, rule) for rule in rules if _wanted(config, rule))
+    user = isolation.user_to_become(config.runas)
     pid_fd = isolation.open_pid_file(config.pid_file) if config.pid_file else -1
     trace = isolation.open_trace(config.trace_window) if config.trace_window else None
-    template = addresses.read(config)
-    guest = netns.start(config, template)
+    pcap_fd = isolation.open_output(config.pcap) if config.pcap else -1
+    starting = netns.start(config, _needs_agent(config, rules), user)
+
+    # Imported here: `--help` and an error in the options need none of it, and a helper is at work meanwhile
+    from .births import Link
+    from .forward import Policy, listen_unix
+    from .inside import Inside
+    from .proxy import Proxy
+    from .setup import interrupts, names
+    from .tap import TapDevice
+
+    guest = starting.finish()
+    template = guest.template
+    controller = None
+    if config.control:
+        try:
+            controller = listen_unix(config.control)
+        except OSError as e:
+            raise ConfigError(f"cannot listen on {config.control}: {e.strerror}") from None
     descriptors = isolation.raise_file_limit()
 
     background = config.attach and not config.foreground
     ready_fd = isolation.to_background() if background else -1
-    if pid_fd >= 0:
-        isolation.write_pid_file(pid_fd, os.getpid())
-    isolation.drop_privileges()
-
-    mtu = config.mtu or MTU_DEFAULT
-    link_local = ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + _eui64(config.mac))
-    ipv4, ipv6 = template.ipv4, template.ipv6
-    gateway4 = ipv4.gateway if ipv4 else None
-    gateway6 = ipv6.gateway if ipv6 else None
-    router = None
-    if config.ra and not config.config_net and ipv6 is not None:
-        prefix = ipv6.addresses[0].ip.packed if ipv6.addresses else None
-        source = gateway6 if gateway6 is not None and gateway6.is_link_local else link_local
-        router = ndp.Router(config.mac, source.packed, prefix, config.mtu or 0)
-    guest_addresses = frozenset(
-        address.ip.packed for family in (ipv4, ipv6) if family is not None for address in family.addresses
-    )
+    loopback = _loopback_addresses(config, template)
+    known = names.read(config, loopback)
+    if not known.found and not config.splice_only:
+        log.warning("no name server found on the host")
+    desk = _desk(config, template, known)
+    translation = _translation(config, template, known, loopback)
     link = Link(
-        mtu=mtu,
+        mtu=config.mtu or MTU_DEFAULT,
         tx_queue=guest.tx_queue,
         ipv4=config.ipv4,
         ipv6=config.ipv6,
         tcp=config.tcp,
-        neighbours=config.ndp,
-        guest_addresses=guest_addresses,
-        router=router,
-        source4=gateway4.packed if gateway4 is not None else b"",
-        source6=gateway6.packed if gateway6 is not None else link_local.packed,
+        udp=config.udp,
+        icmp=config.icmp,
+        freebind=config.freebind,
         limit_output=config.limit_output,
         window=config.window,
     )
-    outbound = Outbound(
-        _redirects(config, template, gateway4, gateway6),
-        source4=_of_version(config.outbound, 4),
-        source6=_of_version(config.outbound, 6),
-        interface4=config.outbound_if4,
-        interface6=config.outbound_if6,
-        scope=ipv6.index if ipv6 else 0,
+    ipv4, ipv6 = template.ipv4, template.ipv6
+    policy = Policy(
+        ipv4.addresses[0].ip.packed if ipv4 and ipv4.addresses else b"",
+        ipv6.addresses[0].ip.packed if ipv6 and ipv6.addresses else b"",
+        follow4=config.address4 is None,
+        follow6=config.address6 is None,
+        splice=config.splice,
+        loopback_kept=config.loopback_kept,
     )
-    tap = TapDevice(guest.tap_fd, guest.vnet, config.mac)
-    proxy = Proxy(tap, link, outbound, log, max(descriptors - DESCRIPTORS_RESERVED, 1), trace)
-    _summary(config, log, guest.ifname, template)
+    tap = (
+        TapDevice(guest.tap_fd, guest.vnet, config.mac, guest.mac, guest.uso) if guest.tap_fd >= 0 else None
+    )
+    if tap is not None:
+        tap.source4 = ipv4.gateway.packed if ipv4 and ipv4.gateway else b""
+        tap.source6 = ipv6.gateway.packed if ipv6 and ipv6.gateway else _link_local(config.mac)
+        if pcap_fd >= 0:
+            tap.capture(pcap_fd)
+    inside = Inside(guest.agent) if guest.agent is not None else None
+    flow_max = max(descriptors - DESCRIPTORS_RESERVED, 1)
+    proxy = Proxy(tap, link, desk, translation, policy, inside, log, flow_max, trace)
+    proxy.follow(rules)
+    if controller is not None:
+        proxy.control(controller, config.control)
+    # All that takes privileges is open by now
+    isolation.become(user)
+    isolation.drop_privileges()
+    if config.stats:
+        proxy.say_counts(config.stats)
+    if pid_fd >= 0:
+        isolation.write_pid_file(pid_fd, os.getpid())
+    _summary(config, log, guest.ifname, template, known, rules)
 
     command = guest.command
     if command is not None:
@@ -125,46 +168,146 @@ def run(config: Config, log: Log) -> int:
     return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)
 
 
-def _eui64(mac: bytes) -> bytes:
-    """The interface identifier of a MAC address (RFC 4291, appendix A)."""
-    return bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+def _wanted(config: Config, rule: ports.Rule) -> bool:
+    """False for the rules of a protocol that is switched off."""
+    return config.tcp if rule.protocol == ports.TCP else config.udp
+
+
+def _of_families(config: Config, rule: ports.Rule) -> ports.Rule:
+    """Refuse what cannot be: an address of a version of IP that is switched off, a port without a namespace."""
+    if rule.address is not None and not (config.ipv4 if rule.address.version == 4 else config.ipv6):
+        raise ConfigError(f"'{rule}': IPv{rule.address.version} is switched off")
+    if config.tap_fd is not None and (rule.side == ports.GUEST or rule.auto or rule.path):
+        raise ConfigError(f"'{rule}' does not go with --fd: there is nobody in the namespace")
+    return rule
+
+
+def _needs_agent(config: Config, rules: tuple[ports.Rule, ...]) -> bool:
+    """True if sockets are to be made in the namespace."""
+    if config.splice_only:
+        return True
+    return any(r.side == ports.GUEST or r.auto or r.path or config.splice for r in rules)
+
+
+def _link_local(mac: bytes) -> bytes:
+    """Our link-local address (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+def _loopback_addresses(config: Config, template: "Template") -> dict[int, IPAddress]:
+    """The addresses that lead to the host's loopback, by version."""
+    mapped: dict[int, IPAddress] = {address.version: address for address in config.map_host_loopback}
+    if config.map_gateway:
+        for family in (template.ipv4, template.ipv6):
+            if family is not None and family.gateway is not None:
+                mapped.setdefault(family.gateway.version, family.gateway)
+    return mapped
+
+
+def _translation(
+    config: Config, template: "Template", known: "Names", loopback: dict[int, IPAddress]
+) -> "Translation":
+    from .translate import Translation
+
+    redirect: dict[bytes, str] = {}
+    callers: dict[bytes, bytes] = {}
+    for address in config.map_guest_addr:
+        family = template.ipv4 if address.version == 4 else template.ipv6
+        if family is not None and family.host_address is not None:
+            redirect[address.packed] = str(family.host_address)
+            callers[family.host_address.packed] = address.packed
+    # The first of these to match wins, as pasta has it
+    for version, address in loopback.items():
+        redirect[address.packed] = str(LOOPBACK[version])
+        callers[LOOPBACK[version].packed] = address.packed
+    gateway4 = template.ipv4.gateway if template.ipv4 else None
+    gateway6 = template.ipv6.gateway if template.ipv6 else None
+    return Translation(
+        redirect,
+        dns=known.forward,
+        source4=_of_version(config.outbound, 4),
+        source6=_of_version(config.outbound, 6),
+        interface4=config.outbound_if4,
+        interface6=config.outbound_if6,
+        scope=template.ipv6.index if template.ipv6 else 0,
+        callers=callers,
+        fallback4=gateway4.packed if gateway4 is not None else b"",
+        fallback6=gateway6.packed
+        if gateway6 is not None and gateway6.is_link_local
+        else _link_local(config.mac),
+    )
+
+
+def _desk(config: Config, template: "Template", known: "Names") -> "Desk":
+    """What is offered on the link."""
+    from .services import desk, dhcp, dhcpv6, ndp
+
+    ipv4, ipv6 = template.ipv4, template.ipv6
+    gateway6 = ipv6.gateway if ipv6 else None
+    link_local = _link_local(config.mac)
+    source = gateway6.packed if gateway6 is not None and gateway6.is_link_local else link_local
+    mtu = MTU_DEFAULT if config.mtu is None else config.mtu
+    servers = known.servers if config.dhcp_dns else ()
+    dns4 = tuple(server.packed for server in servers if server.version == 4)
+    dns6 = tuple(server.packed for server in servers if server.version == 6)
+    search = known.search if config.dhcp_search else ()
+
+    lease = lease6 = router = None
+    if config.dhcp and ipv4 and ipv4.addresses and ipv4.gateway:
+        address = ipv4.addresses[0]
+        lease = dhcp.Lease(
+            address.ip.packed,
+            address.network.prefixlen,
+            ipv4.gateway.packed,
+            mtu,
+            dns4,
+            search,
+            config.hostname,
+            config.fqdn,
+        )
+    if config.dhcpv6 and ipv6 and ipv6.addresses:
+        lease6 = dhcpv6.Lease(source, ipv6.addresses[0].ip.packed, dns6, search, config.fqdn)
+    if config.ra and not config.config_net and ipv6 is not None:
+        prefix = ipv6.addresses[0].ip.packed if ipv6.addresses else None
+        router = ndp.Router(config.mac, source, prefix, mtu, lease6 is not None, dns6, search)
+    guest_addresses = frozenset(
+        address.ip.packed for family in (ipv4, ipv6) if family is not None for address in family.addresses
+    )
+    return desk.Desk(
+        config.mac,
+        guest_addresses,
+        arp=config.ipv4,
+        ndp=config.ipv6 and config.ndp,
+        router=router,
+        dhcp=lease,
+        dhcpv6=lease6,
+    )
 
 
 def _of_version(chosen: tuple[IPAddress, ...], version: int) -> str:
     return next((str(address) for address in chosen if address.version == version), "")
 
 
-def _redirects(
+def _summary(
     config: Config,
-    template: object,
-    gateway4: IPAddress | None,
-    gateway6: IPAddress | None,
-) -> dict[bytes, str]:
-    """What the guest's words for the host mean on the host; the first match wins."""
-    loopback = {4: "127.0.0.1", 6: "::1"}
-    redirects: dict[bytes, str] = {}
-    for address in config.map_guest_addr:
-        family = getattr(template, f"ipv{address.version}")
-        if family is not None and family.host_address is not None:
-            redirects[address.packed] = str(family.host_address)
-    chosen: dict[int, IPAddress] = {a.version: a for a in config.map_host_loopback}
-    for version, gateway in ((4, gateway4), (6, gateway6)):
-        mapped = chosen.get(version) or (gateway if config.map_gateway else None)
-        if mapped is not None:
-            redirects[mapped.packed] = loopback[version]
-    return redirects
-
-
-def _summary(config: Config, log: Log, ifname: str, template: object) -> None:
+    log: Log,
+    ifname: str,
+    template: "Template",
+    known: "Names",
+    rules: tuple[ports.Rule, ...],
+) -> None:
     """What the guest got, where somebody may want to know."""
-    if config.command or not (config.foreground or config.debug):
+    if config.command or not (config.foreground or config.debug or config.log_file):
         return
     log.info(f"tap {ifname}, MAC {':'.join(f'{byte:02x}' for byte in config.mac)}")
-    for version in (4, 6):
-        family = getattr(template, f"ipv{version}")
+    for version, family in ((4, template.ipv4), (6, template.ipv6)):
         if family is not None:
             listed = " ".join(str(address) for address in family.addresses) or "no address"
             log.info(f"IPv{version}: {listed}, gateway {family.gateway}")
+    if known.servers:
+        log.info(f"name servers: {' '.join(str(server) for server in known.servers)}")
+    for rule in rules:
+        log.info(f"{rule.protocol} of the {rule.side}: {rule}")
 
 
 if __name__ == "__main__":

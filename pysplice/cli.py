@@ -7,13 +7,14 @@ abbreviations and `--`; the last occurrence of an option wins, except where a li
 
 import getopt
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
 from .config import (
     ESTIMATORS,
     LIMIT_OUTPUT_MAX,
+    LOG_SIZE_MIN,
     MTU_MAX,
     MTU_MIN,
     MTU_MIN_IPV6,
@@ -24,6 +25,7 @@ from .config import (
     parse_ifname,
     parse_int,
     parse_mac,
+    parse_name,
     parse_netmask,
 )
 
@@ -31,16 +33,27 @@ USAGE = """\
 Usage: pysplice [OPTION]... [COMMAND [ARG]...]
        pysplice [OPTION]... PID
        pysplice [OPTION]... --netns PATH|NAME
+       pysplice ctl PATH show|add|del [ARG]...
 
 Connect a network namespace to the host's network over a tap device, without privileges.
 Without PID or --netns, run COMMAND (default: $SHELL) in a new user and network namespace.
 
-  -d, --debug              Say more, on stderr
-  -q, --quiet              Say warnings and errors only
   -f, --foreground         With PID or --netns: do not go to the background
   -P, --pid FILE           Write our process ID to FILE
+  -c, --conf-path PATH     Socket to be controlled by: see pysplice ctl
+      --runas UID|UID:GID|LOGIN|LOGIN:GROUP
+                           Whom to become if started as root; default: nobody
   -h, --help               Show this help and exit
       --version            Show the version and exit
+
+What is said:
+  -d, --debug              Say more, on stderr
+      --trace              Say more about single packets too
+  -q, --quiet              Say warnings and errors only
+  -l, --log-file FILE      Say it there, and nowhere else
+      --log-size BYTES     What that file may have at most; default: 1048576
+      --stats SECONDS      Say every so often what was counted (after -f)
+  -p, --pcap FILE          Write the frames of the tap to FILE
 
 Namespace and device:
       --tap NAME           Name of the tap device (also -I, --ns-ifname); default: tap0
@@ -61,17 +74,21 @@ Addresses:
   -m, --mtu MTU            MTU of the tap, 0 leaves it alone; default: 65520
   -M, --mac-addr ADDR      Our MAC address on the tap
       --ns-mac-addr ADDR   The namespace's MAC address on the tap
+      --no-copy-addrs, --no-copy-routes
+                           With --config-net: one address, only the default route
   -4, --ipv4-only          IPv4 only
   -6, --ipv6-only          IPv6 only
-      --no-tcp, --no-ndp, --no-ra
-                           Leave that out
 
-The window:
-      --window NAME        Rule for what a socket can take: sndbuf, linear, segments,
-                           segments-wmem, peer or truesize (the default); see the README
-      --limit-output BYTES|auto|off
-                           What a connection may have unread in the tap's queue; default: auto
-      --trace-window FILE  Write a line of JSON for each window that is advertised
+Forwarded ports (SPEC: see the README; none, auto, 8080, 8080:80, 127.0.0.1/8080-8090:80-90, ~22, ...):
+  -t, --tcp-ports SPEC     TCP ports of the host that lead to the namespace; default: auto
+                           (unix:PATH:PORT: a UNIX socket on the host that does)
+  -u, --udp-ports SPEC     UDP ports; default: auto
+  -T, --tcp-ns SPEC        TCP ports of the namespace's loopback that lead to the host's; default: auto
+  -U, --udp-ns SPEC        UDP ports; default: auto
+      --freebind           -t and -u may name addresses that the host does not have yet
+      --no-splice          Loopback connections pass the tap too
+      --host-lo-to-ns-lo   Connections to the host's loopback arrive at the namespace's
+      --splice-only        Loopback connections only: no tap
 
 Outbound connections:
       --no-map-gw          The gateway's address does not lead to the host
@@ -82,6 +99,26 @@ Outbound connections:
   -o, --outbound ADDR      Source address on the host
       --outbound-if4 NAME, --outbound-if6 NAME
                            Interface on the host
+
+Names:
+  -D, --dns ADDR           Name server to tell the guest of, or none; default: the host's
+  -S, --search LIST        Domains to search, or none; default: the host's
+      --dhcp-dns, --dhcp-search
+                           Tell them by DHCP, DHCPv6 and router advertisements
+      --dns-forward ADDR   Address whose ports 53 and 853 lead to a name server
+      --dns-host ADDR      That name server; default: the host's first
+  -H, --hostname NAME      Name of the namespace, and for DHCP
+      --fqdn NAME          Full name for DHCP and DHCPv6
+
+Left out:
+      --no-tcp, --no-udp, --no-icmp, --no-dhcp, --no-dhcpv6, --no-ndp, --no-ra
+
+The window:
+      --window NAME        Rule for what a socket can take: sndbuf, linear, segments,
+                           segments-wmem, peer or truesize (the default); see the README
+      --limit-output BYTES|auto|off
+                           What a connection may have unread in the tap's queue; default: auto
+      --trace-window FILE  Write a line of JSON for each window that is advertised
 """
 
 SHORT = "deqfhl:P:I:F:p:m:a:n:M:g:i:o:D:S:H:46t:u:T:U:c:s:1"
@@ -137,7 +174,6 @@ LONG = {
     "udp-ns=": "-U",
     "dns=": "-D",
     "search=": "-S",
-    # pasta's, refused by name
     "trace": "--trace",
     "stats=": "--stats",
     "log-file=": "-l",
@@ -157,28 +193,41 @@ LONG = {
     "no-copy-routes": "--no-copy-routes",
     "no-copy-addrs": "--no-copy-addrs",
     "splice-only": "--splice-only",
+    # passt's, refused by name
     "socket=": "-s",
+    "socket-path=": "-s",
     "one-off": "-1",
     "no-dhcp-dns": "--no-dhcp-dns",
     "no-dhcp-search": "--no-dhcp-search",
+    "vhost-user": "--vhost-user",
+    "print-capabilities": "--print-capabilities",
+    "repair-path=": "--repair-path",
+    "migrate-exit": "--migrate-exit",
+    "migrate-no-linger": "--migrate-no-linger",
 }
 
-PASST_ONLY = frozenset({"-s", "-1", "--no-dhcp-dns", "--no-dhcp-search"})
+PASST_ONLY = frozenset(
+    {"-s", "-1", "--no-dhcp-dns", "--no-dhcp-search", "--vhost-user", "--print-capabilities"}
+    | {"--repair-path", "--migrate-exit", "--migrate-no-linger"}
+)
 
-# What these would turn off is not there: nothing to do
-TRIVIAL = frozenset({"--no-udp", "--no-dhcp", "--no-dhcpv6", "--no-splice"})
+# We have no file system to leave that chroot() would be needed for
+TRIVIAL = frozenset({"--chroot-fallback"})
 
-# Only `none` is understood of these
-ONLY_NONE = frozenset({"-t", "-u", "-T", "-U", "-D", "-S"})
+PORTS = frozenset({"-t", "-u", "-T", "-U"})
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "-d": {"debug": True, "quiet": False},
+    "--trace": {"trace": True, "debug": True, "quiet": False},
     "-q": {"quiet": True},
     "-f": {"foreground": True},
     "-4": {"ipv6": False},
     "-6": {"ipv4": False},
     "--no-tcp": {"tcp": False},
-    "--no-icmp": {"ndp": False, "ra": False},
+    "--no-udp": {"udp": False},
+    "--no-icmp": {"icmp": False, "ndp": False, "ra": False},
+    "--no-dhcp": {"dhcp": False},
+    "--no-dhcpv6": {"dhcpv6": False},
     "--no-ndp": {"ndp": False, "ra": False},
     "--no-ra": {"ra": False},
     "--no-map-gw": {"map_gateway": False},
@@ -186,7 +235,15 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "--no-netns-quit": {"netns_quit": False},
     "--no-pidns": {"pidns": False},
     "--config-net": {"config_net": True},
+    "--no-copy-routes": {"copy_routes": False},
+    "--no-copy-addrs": {"copy_addresses": False},
     "--no-offload": {"offload": False},
+    "--freebind": {"freebind": True},
+    "--no-splice": {"splice": False},
+    "--host-lo-to-ns-lo": {"loopback_kept": True},
+    "--splice-only": {"splice_only": True, "loopback_kept": True, "icmp": False},
+    "--dhcp-dns": {"dhcp_dns": True},
+    "--dhcp-search": {"dhcp_search": True},
 }
 
 
@@ -194,7 +251,7 @@ class Usage(Exception):
     """Text to print instead of running: `--help` and `--version` (stdout, exit 0)."""
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: Sequence[str], as_pasta: bool = False) -> Config:
     """The Config for the words after the program's name; raises ConfigError or Usage."""
     long_options = [*LONG]
     try:
@@ -202,7 +259,7 @@ def parse(argv: Sequence[str]) -> Config:
     except getopt.GetoptError as e:
         raise ConfigError(_getopt_message(e, argv)) from None
 
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"as_pasta": as_pasta}
     warnings: list[str] = []
     for spelled, value in options:
         name = spelled
@@ -211,13 +268,16 @@ def parse(argv: Sequence[str]) -> Config:
         if name == "-h":
             raise Usage(USAGE)
         if name == "--version":
-            raise Usage(f"pysplice {__version__}\n")
+            name = "pasta (pysplice)" if as_pasta else "pysplice"
+            raise Usage(f"{name} {__version__}\nLicence: GPL-2.0-or-later\n")
         if name == "-e":
             warnings.append("option -e/--stderr has no effect")
         elif name in SWITCHES:
             values.update(SWITCHES[name])
-        elif name in TRIVIAL or (name in ONLY_NONE and value == "none"):
+        elif name in TRIVIAL:
             pass
+        elif name in PORTS:
+            values["ports"] = (*values.get("ports", ()), (name, value))
         elif name in PASST_ONLY:
             raise ConfigError(f"option {spelled} is for passt only")
         else:
@@ -238,8 +298,31 @@ def _getopt_message(error: getopt.GetoptError, argv: Sequence[str]) -> str:
 def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None:
     """One option with a value."""
     match name:
-        case "-P":
-            values["pid_file"] = value
+        case "-P" | "-l" | "-p" | "-c" | "--trace-window" | "--runas":
+            if not value:
+                raise ConfigError(f"option {spelled} needs a {'user' if name == '--runas' else 'path'}")
+            values[TEXTS[name]] = value
+        case "--log-size":
+            values["log_size"] = parse_int(value, spelled, LOG_SIZE_MIN, 2**31 - 1)
+        case "--stats":
+            if not values.get("foreground"):
+                raise ConfigError(f"option {spelled} needs -f before it")
+            values["stats"] = parse_int(value, spelled, 1, 86400)
+        case "-H":
+            values["hostname"] = parse_name(value, spelled)
+        case "--fqdn":
+            values["fqdn"] = parse_name(value, spelled)
+        case "-D":
+            _listed(values, "dns", value, lambda text: (parse_address(text, spelled),))
+        case "-S":
+            _listed(
+                values,
+                "search",
+                value,
+                lambda text: tuple(parse_name(name, spelled) for name in text.split()),
+            )
+        case "--dns-forward" | "--dns-host":
+            _per_version(values, name[2:].replace("-", "_"), spelled, value)
         case "-I":
             values["ifname"] = parse_ifname(value, spelled)
         case "-i":
@@ -265,10 +348,6 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
                 raise ConfigError(f"invalid value for {spelled}: '{value}' (bytes, auto or off)")
             limit = words[value] if value in words else parse_int(value, spelled, 1, LIMIT_OUTPUT_MAX)
             values["limit_output"] = limit
-        case "--trace-window":
-            if not value:
-                raise ConfigError(f"option {spelled} needs a path")
-            values["trace_window"] = value
         case "-M":
             values["mac"] = parse_mac(value, spelled)
         case "--ns-mac-addr":
@@ -297,6 +376,27 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
             raise ConfigError(f"option {spelled} is not supported")
 
 
+# Options whose value is taken as it is
+TEXTS = {
+    "-P": "pid_file",
+    "-l": "log_file",
+    "-p": "pcap",
+    "-c": "control",
+    "--trace-window": "trace_window",
+    "--runas": "runas",
+}
+
+
+def _listed(values: dict[str, Any], key: str, value: str, parsed: Callable[[str], tuple[Any, ...]]) -> None:
+    """One more of a list; `none` alone is the empty one."""
+    if value == "none":
+        if values.get(key):
+            raise ConfigError(f"'none' after another {key} option")
+        values[key] = ()
+    else:
+        values[key] = (*(values.get(key) or ()), *parsed(value))
+
+
 def _address(values: dict[str, Any], spelled: str, value: str) -> None:
     text, slash, length = value.partition("/")
     address = parse_address(text, spelled)
@@ -320,6 +420,13 @@ def _per_version(values: dict[str, Any], key: str, spelled: str, value: str) -> 
 
 def _target(values: dict[str, Any], words: list[str]) -> Config:
     """What the words after the options mean, and what does not go together."""
+    if not values.get("splice", True) and values.get("loopback_kept"):
+        kept = "--splice-only" if values.get("splice_only") else "--host-lo-to-ns-lo"
+        raise ConfigError(f"options {kept} and --no-splice exclude each other")
+    if not values.get("config_net") and not (
+        values.get("copy_routes", True) and values.get("copy_addresses", True)
+    ):
+        raise ConfigError("--no-copy-routes and --no-copy-addrs go with --config-net only")
     if not values.get("ipv4", True) and not values.get("ipv6", True):
         raise ConfigError("options -4 and -6 exclude each other")
     if "netns" in values and words:

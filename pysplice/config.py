@@ -19,6 +19,10 @@ IFNAME_MAX = 15
 ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer", "truesize")
 LIMIT_OUTPUT_MAX = 1 << 30
 
+LOG_SIZE_DEFAULT = 1 << 20
+LOG_SIZE_MIN = 40 * 1024
+NAME_MAX = 254  # a domain name in text (RFC 1035)
+
 OUR_MAC = bytes.fromhex("9a559a559a55")
 
 
@@ -37,7 +41,8 @@ class Config:
     netns_only: bool = False
     netns_quit: bool = True
     pidns: bool = True
-    ifname: str = "tap0"
+    ifname: str = ""  # empty: the default
+    as_pasta: bool = False  # called by that name
     tap_fd: int | None = None
     offload: bool = True
     config_net: bool = False
@@ -52,7 +57,13 @@ class Config:
     interface: str = ""
     ipv4: bool = True
     ipv6: bool = True
+    copy_addresses: bool = True
+    copy_routes: bool = True
     tcp: bool = True
+    udp: bool = True
+    icmp: bool = True
+    dhcp: bool = True
+    dhcpv6: bool = True
     ndp: bool = True
     ra: bool = True
     map_gateway: bool = True
@@ -61,6 +72,19 @@ class Config:
     outbound: tuple[IPAddress, ...] = ()
     outbound_if4: str = ""
     outbound_if6: str = ""
+    ports: tuple[tuple[str, str], ...] = ()  # -t, -u, -T and -U with their values
+    freebind: bool = False
+    splice: bool = True
+    loopback_kept: bool = False
+    splice_only: bool = False
+    dns: tuple[IPAddress, ...] | None = None  # None: those of the host
+    search: tuple[str, ...] | None = None
+    dns_forward: tuple[IPAddress, ...] = ()
+    dns_host: tuple[IPAddress, ...] = ()
+    dhcp_dns: bool = False
+    dhcp_search: bool = False
+    hostname: str = ""
+    fqdn: str = ""
     window: str = "truesize"
     limit_output: int | None = None  # bytes, 0: no bound, None: as is found out
     trace_window: str = ""
@@ -68,6 +92,13 @@ class Config:
     pid_file: str = ""
     quiet: bool = False
     debug: bool = False
+    trace: bool = False
+    stats: int = 0  # seconds, 0: none
+    log_file: str = ""
+    log_size: int = LOG_SIZE_DEFAULT
+    pcap: str = ""
+    runas: str = ""
+    control: str = ""
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -133,3 +164,13 @@ def parse_int(text: str, option: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise ConfigError(f"invalid value for {option}: '{text}' (from {low} to {high})")
     return int(text)
+
+
+def parse_name(text: str, option: str) -> str:
+    """A host's or a domain's name (RFC 1123, section 2.1); raises ConfigError."""
+    labels = text.rstrip(".").split(".")
+    if len(text) > NAME_MAX or not all(
+        re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})", x) for x in labels
+    ):
+        raise ConfigError(f"invalid name for {option}: '{text}'")
+    return text

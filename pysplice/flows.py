@@ -1,15 +1,11 @@
-"""The table of flows, and what addresses mean.
+"""The table of TCP flows.
 
 The only writer of key -> flow: birth, lookup, death and limits.  Imports `tcp`; opens no socket.
 """
 
 import heapq
-import ipaddress
 import itertools
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from .tcp.connection import Connection
 from .tcp.events import CLOSED, ESTABLISHED
@@ -18,8 +14,6 @@ from .tcp.timing import NEVER
 # Connections that are not established yet: enough for a burst, few enough that a guest which sends
 # nothing but SYNs leaves descriptors to the others
 HALF_OPEN_MAX = 1024
-
-KEY4_LEN = 12
 
 
 class Flow:
@@ -41,7 +35,7 @@ class Flows:
         self._table: dict[bytes, Flow] = {}
         self._heap: list[tuple[float, int, Flow]] = []
         self._order = itertools.count()
-        self._flow_max = flow_max
+        self.flow_max = flow_max
         self._half_open_max = half_open_max
         self.half_open = 0
         self.opened = 0
@@ -53,7 +47,7 @@ class Flows:
 
     def has_room(self) -> bool:
         """False if one flow more would be one too many; counts those."""
-        if len(self._table) < self._flow_max and self.half_open < self._half_open_max:
+        if len(self._table) < self.flow_max and self.half_open < self._half_open_max:
             return True
         self.refused += 1
         return False
@@ -110,56 +104,3 @@ class Flows:
 
     def all(self) -> list[Flow]:
         return list(self._table.values())
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a connection of the guest's goes on the host; arguments of socket.socket and connect."""
-
-    family: int
-    address: tuple[Any, ...]
-    source: tuple[Any, ...] | None
-    interface: str
-
-
-class Outbound:
-    """What a destination address means on the host.
-
-    `redirect` maps packed addresses as the guest uses them to addresses of the host; `source4`,
-    `source6`, `interface4`, `interface6` are what connections to anywhere else start from; `scope`
-    is the interface index that link-local destinations are reached by.
-    """
-
-    def __init__(
-        self,
-        redirect: dict[bytes, str],
-        source4: str = "",
-        source6: str = "",
-        interface4: str = "",
-        interface6: str = "",
-        scope: int = 0,
-    ) -> None:
-        self._redirect = redirect
-        self._source4 = (source4, 0) if source4 else None
-        self._source6 = (source6, 0) if source6 else None
-        self._interface4 = interface4
-        self._interface6 = interface6
-        self._scope = scope
-
-    def target(self, key: bytes) -> Target:
-        """Where the flow `key` leads."""
-        port = int.from_bytes(key[-2:], "big")
-        if len(key) == KEY4_LEN:
-            packed = key[4:8]
-            mapped = self._redirect.get(packed)
-            if mapped is not None:
-                return Target(socket.AF_INET, (mapped, port), None, "")
-            address = socket.inet_ntop(socket.AF_INET, packed)
-            return Target(socket.AF_INET, (address, port), self._source4, self._interface4)
-        packed = key[16:32]
-        mapped = self._redirect.get(packed)
-        if mapped is not None:
-            return Target(socket.AF_INET6, (mapped, port), None, "")
-        address = socket.inet_ntop(socket.AF_INET6, packed)
-        scope = self._scope if ipaddress.IPv6Address(packed).is_link_local else 0
-        return Target(socket.AF_INET6, (address, port, 0, scope), self._source6, self._interface6)

@@ -136,9 +136,30 @@ class HostSocket:
         self._sock.close()
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        reset_on_close(self._sock)
         self.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Have the peer see a reset when the socket is closed."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a socket so that its peer sees a reset."""
+    reset_on_close(sock)
+    sock.close()
+
+
+def _tune(sock: socket.socket) -> None:
+    if sock.family != socket.AF_UNIX:
+        # The guest has decided on segments already
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Urgent data is data: where it stands is for neither of us to change
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    # A remote host that is gone is found by the kernel's own probes
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 class HostSockets:
@@ -171,14 +192,9 @@ class HostSockets:
         """A socket whose connect() is under way; raises OSError where it fails at once."""
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
         try:
-            # The guest has decided on segments already
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Urgent data is data: where it stands is for neither of us to change
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            _tune(sock)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # A remote host that is gone is found by the kernel's own probes
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if interface:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             if source is not None:
@@ -186,6 +202,16 @@ class HostSockets:
             error = sock.connect_ex(address)
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, os.strerror(error))
+            self.epoll.register(sock.fileno(), EVENTS)
+        except OSError:
+            sock.close()
+            raise
+        return HostSocket(self, sock)
+
+    def adopt(self, sock: socket.socket) -> HostSocket:
+        """A socket that was accepted; raises OSError."""
+        try:
+            _tune(sock)
             self.epoll.register(sock.fileno(), EVENTS)
         except OSError:
             sock.close()

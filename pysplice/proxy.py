@@ -1,36 +1,45 @@
 """The loop: readiness in, calls out, one heap of timers.
 
 Owns the event loop and the wiring of the rooms; the only room that imports uvloop.  Holds no protocol:
-which flow a run belongs to is for flows.py, what becomes of it for tcp/, what a frame of another kind
-asks for services/.
+which flow a run belongs to is for flows.py, what becomes of it for tcp/ and datagram/, what a frame of another
+kind asks for services/, who listens for forward.py.
 """
 
 import asyncio
 import contextlib
 import errno
-import functools
 import os
+import random
 import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 import uvloop
 
-from .flows import Flow, Flows, Outbound
-from .host import HostSockets
+from ._cext import Datagrams
+from .births import Births, Link, flow_name
+from .control import Control
+from .datagram.echo import Echo
+from .datagram.plane import NEVER, Plane
+from .datagram.udp import FIRSTS_PER_EVENT, Udp, receive_first
+from .flows import Flow, Flows
+from .forward import SCAN_EVERY, Forward, Listener, Policy
+from .host import HostSockets, reset
+from .inside import Inside
 from .observe.log import Log
 from .observe.trace import WindowTrace
-from .services import arp, icmp, ndp
-from .tap import TapDevice, TapEnd
-from .tcp import seq, small_queue, window
-from .tcp.connection import UNREACHABLE, Connection
-from .tcp.doors import ACK, FIN, RST, SYN, Run
+from .ports import GUEST, OPTIONS, Rule
+from .services import ndp
+from .services.desk import Desk
+from .splice import Splices
+from .tap import TapDevice
+from .tcp import small_queue
+from .tcp.doors import SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
+from .translate import KEY4_LEN, Translation, pack, unpack
 
-KEY4_LEN = 12
 IPV4_HEADER = 20
 IPV6_HEADER = 40
 TCP_HEADER = 20
@@ -41,36 +50,9 @@ LINGER_NAMESPACE = 1.0
 
 LAST_BATCHES = 16
 
-# What we offer at most where the guest may leave segmentation to us.  Frames are 64 KiB then whatever the MSS;
-# but a window moves by whole segments, and a young send buffer of 45 KiB does not hold one of 64 KiB.
-MSS_MAX_VNET = 16 * 1024
-
-
-@dataclass(frozen=True)
-class Link:
-    """The tap's side of things: sizes in bytes, addresses packed."""
-
-    mtu: int
-    tx_queue: int
-    ipv4: bool
-    ipv6: bool
-    tcp: bool
-    neighbours: bool
-    guest_addresses: frozenset[bytes]
-    router: ndp.Router | None
-    source4: bytes  # what ICMP errors come from; empty: the address that failed
-    source6: bytes
-    limit_output: int | None = 0  # bytes, 0: no bound, None: as small_queue.py finds out
-    window: str = window.DEFAULT_NAME  # a name in window.ESTIMATORS
-
-
-def flow_name(key: bytes) -> str:
-    """A flow in words: source and destination as the guest has them."""
-    family = socket.AF_INET if len(key) == KEY4_LEN else socket.AF_INET6
-    half = len(key) // 2 - 2
-    source, destination = (socket.inet_ntop(family, key[i : i + half]) for i in (0, half))
-    ports = [int.from_bytes(key[i : i + 2], "big") for i in (2 * half, 2 * half + 2)]
-    return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
+ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
+PORT_TRIES = 16
+SHOWN_MAX = 500
 
 
 class Proxy:
@@ -78,27 +60,26 @@ class Proxy:
 
     def __init__(
         self,
-        tap: TapDevice,
+        tap: TapDevice | None,
         link: Link,
-        outbound: Outbound,
+        desk: Desk,
+        translation: Translation,
+        policy: Policy,
+        inside: Inside | None,
         log: Log,
         flow_max: int,
         trace: TextIO | None = None,
     ) -> None:
-        self.tap = tap
         self.link = link
-        self.outbound = outbound
+        self.desk = desk
+        self.translation = translation
+        self.policy = policy
+        self.inside = inside
         self.log = log
-        self.hosts = HostSockets(tap.send_run, tap.store_run)
-        self.flows = Flows(flow_max)
-        self._secret = os.urandom(32)
-        self._estimate = window.ESTIMATORS[link.window]
-        segment = small_queue.LARGE if tap.vnet else link.mtu - IPV4_HEADER - TCP_HEADER
-        self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
-        self._resuming = False
-        self._mss_max = MSS_MAX_VNET if tap.vnet else link.mtu
-        self.complaint = ""  # what the user has to know at the end
         self._loop = uvloop.new_event_loop()
+        self.flows = Flows(flow_max)
+        self.complaint = ""  # what the user has to know at the end
+        self._resuming = False
         self._trace: WindowTrace | None = None
         if trace is not None:
             self._trace = WindowTrace(trace, time.monotonic, self._loop.call_later, self._trace_failed)
@@ -107,6 +88,82 @@ class Proxy:
         self._status = 0
         self._command = False
         self._ending = False
+
+        vnet = tap is not None and tap.vnet
+        segment = small_queue.LARGE if vnet else link.mtu - IPV4_HEADER - TCP_HEADER
+        self._queue = small_queue.SmallQueue(link.tx_queue, segment, link.limit_output)
+
+        # Without a tap there is nothing but the short cut
+        self.tap = tap
+        self.hosts = HostSockets(tap.send_run, tap.store_run) if tap is not None else None
+        self.births = Births(
+            tap, self.hosts, self.flows, translation, link, self._queue, log, self._trace, self._learn
+        )
+        self.datagrams = Plane(
+            tap,
+            translation,
+            inside,
+            udp=link.udp,
+            echo=link.icmp,
+            mtu=link.mtu,
+            flows_max=flow_max // 4,
+            say=lambda cause, text: log.flow(cause, text, time.monotonic()),
+        )
+        self._expiring = False
+
+        self.splices = Splices(self._splice_again)
+        self.forward = Forward(
+            inside,
+            ipv4=link.ipv4,
+            ipv6=link.ipv6,
+            freebind=link.freebind,
+            accepted=self._accepted,
+            arrived=self._arrived,
+            warn=log.warning,
+            later=self._loop.call_later,
+        )
+        self._scanning = False
+        self._control: Control | None = None
+        self._counts = ""
+
+    def control(self, listener: socket.socket, path: str) -> None:
+        """Take requests on a UNIX socket that listens at `path`."""
+        loop = self._loop
+        self._control = Control(listener, path, self, self._show, loop.add_reader, loop.remove_reader)
+
+    def _show(self) -> dict[str, Any]:
+        options = {pair: option for option, pair in OPTIONS.items()}
+        listening = (
+            f"{options[held.rule.side, held.rule.protocol]} {held.rule.address or '*'} port {held.port}"
+            for held in self.forward.listening()
+            if not held.rule.path
+        )
+        flows = [f"tcp {flow_name(flow.key)}" for flow in self.flows.all()]
+        flows += [f"tcp {splice.name}, short cut" for splice in self.splices.all()]
+        flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows.all()]
+        return {
+            "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
+            "listening": list(listening)[:SHOWN_MAX],
+            "connections": flows[:SHOWN_MAX],
+            "counts": self.counts(),
+        }
+
+    def add(self, rule: Rule) -> None:
+        """Forward more; raises ConfigError."""
+        self.forward.add(rule)
+        self.scan_later(0)
+
+    def remove(self, rule: Rule) -> None:
+        """Forward less; connections stay.  Raises ConfigError."""
+        self.forward.remove(rule)
+
+    def say_counts(self, seconds: int) -> None:
+        """Say what was counted every so often, if it has changed."""
+        counts = self.counts()
+        if counts != self._counts:
+            self._counts = counts
+            self.log.info(counts)
+        self._loop.call_later(seconds, self.say_counts, seconds)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back when a descriptor of somebody else's is readable."""
@@ -126,8 +183,18 @@ class Proxy:
                 loop.remove_reader(watch_fd)
                 self._end(status)
 
-        loop.add_reader(self.tap.fileno(), self._on_tap)
-        loop.add_reader(self.hosts.fileno(), self._on_hosts)
+        if self.tap is not None and self.hosts is not None:
+            loop.add_reader(self.tap.fileno(), self._on_tap)
+            loop.add_reader(self.hosts.fileno(), self._on_hosts)
+        loop.add_reader(self.forward.fileno(), self.forward.on_ready)
+        loop.add_reader(self.splices.fileno(), self.splices.on_ready)
+        for flows in (self.datagrams.udp, self.datagrams.echo):
+            if flows is not None:
+                loop.add_reader(flows.fileno(), self._on_sockets, flows)
+        if self.inside is not None:
+            loop.add_reader(self.inside.fileno(), self._on_inside)
+        if self.desk.router is not None:
+            self._advertise(first=True)
         if watch_fd >= 0:
             loop.add_reader(watch_fd, ended)
         for number in (signal.SIGTERM, signal.SIGQUIT):
@@ -136,14 +203,32 @@ class Proxy:
             loop.run_forever()
         finally:
             self._bury()
-            counts = f"{self.flows.opened} connections, {self.flows.refused} refused for want of room"
-            self.log.debug(f"{counts}, {self.tap.dropped} frames dropped as invalid")
+            self.log.debug(self.counts())
             if self._trace is not None:
                 self._trace.close()
-            self.hosts.close()
-            self.tap.close()
+            for room in (
+                self._control,
+                self.forward,
+                self.splices,
+                self.datagrams,
+                self.hosts,
+                self.tap,
+                self.inside,
+            ):
+                if room is not None:
+                    room.close()
             loop.close()
         return self._status
+
+    def counts(self) -> str:
+        """What has happened so far, in one line."""
+        invalid = self.tap.dropped if self.tap is not None else 0
+        return (
+            f"{self.flows.opened} connections ({len(self.flows)} open), {self.flows.refused} refused for want "
+            f"of room, {self.splices.opened} short cuts ({len(self.splices)} open), "
+            f"{self.datagrams.udp.flows.opened} UDP flows ({len(self.datagrams.udp.flows)} open), "
+            f"{invalid} frames dropped as invalid"
+        )
 
     def stop(self, status: int) -> None:
         self._status = status
@@ -155,21 +240,28 @@ class Proxy:
         self._ending = True
         linger = LINGER_COMMAND if self._command else LINGER_NAMESPACE
         self._loop.call_later(linger, self.stop, status)
-        self._on_tap()
+        if self.tap is not None:
+            self._on_tap()
+        elif not len(self.splices):
+            self.stop(status)
 
     def _all_said(self) -> bool:
         """True if no connection waits for the rest of what its guest had to say."""
         facts = (flow.connection.facts for flow in self.flows.all())
-        return not any(held & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED for held in facts)
+        return not len(self.splices) and not any(
+            held & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED for held in facts
+        )
 
     def _bury(self) -> None:
         """The end of all flows: what was passed on completely is the kernel's to deliver."""
+        if self.tap is None:
+            return
         with contextlib.suppress(OSError):
             for _ in range(LAST_BATCHES):
-                runs, frames = self.tap.drain()
-                if not runs and not frames:
+                batch = self.tap.drain()
+                if not any(batch):
                     break
-                self._take_runs(runs, frames)
+                self._take_runs(*batch)
         for flow in self.flows.all():
             if flow.connection.facts & SOCK_FIN_SENT:
                 flow.connection.host.close()
@@ -179,9 +271,10 @@ class Proxy:
     # Readiness
 
     def _on_tap(self) -> None:
+        assert self.tap is not None
         began = time.monotonic()
         try:
-            runs, frames = self.tap.drain()
+            runs, datagrams, frames = self.tap.drain()
         except OSError as e:
             # The device is gone, often with its namespace.  A command that runs goes on without it.
             self._loop.remove_reader(self.tap.fileno())
@@ -190,13 +283,15 @@ class Proxy:
                 self.stop(self._status)
             return
         self._queue.seen(runs, began)
-        self._take_runs(runs, frames)
+        self._take_runs(runs, datagrams, frames)
         if self._queue.watching:
             total = sum([run.length for run in runs])
             self._queue.served(total, time.monotonic() - began)
         self._resume_later(began)
 
-    def _take_runs(self, runs: Sequence[Run], frames: Sequence[bytes]) -> None:
+    def _take_runs(
+        self, runs: Sequence[Run], datagrams: Sequence[Datagrams], frames: Sequence[bytes]
+    ) -> None:
         """What a batch of frames means for flows and services."""
         now = time.monotonic()
         lookup = self.flows.lookup
@@ -206,7 +301,7 @@ class Proxy:
             flow = lookup(run.key)  # type: ignore[attr-defined]
             try:
                 if flow is None:
-                    flow = self._birth(run, now)
+                    flow = self.births.from_tap(run, now)
                     if flow is None:
                         continue
                 else:
@@ -216,7 +311,7 @@ class Proxy:
                     elif flow.connection.facts & CLOSED and run.flags & SYN:
                         # The old connection has made place for a new one with the same ports
                         settle(flow)
-                        flow = self._birth(run, now)
+                        flow = self.births.from_tap(run, now)
                         if flow is None:
                             continue
             except Exception as e:
@@ -225,9 +320,14 @@ class Proxy:
                 settle(flow)
                 if self.log.debug_on and flow.connection.facts & CLOSED:
                     self._say_end(flow)
+        for several in datagrams:
+            try:
+                self._take_datagrams(several, now)
+            except Exception as e:
+                self._failed(None, e)
         for frame in frames:
             try:
-                self._serve(frame)
+                self._serve(frame, now)
             except Exception as e:
                 self._failed(None, e)
         # An answer that is there by now carries the acknowledgement
@@ -240,6 +340,7 @@ class Proxy:
                 settle(flow)
 
     def _on_hosts(self) -> None:
+        assert self.hosts is not None
         now = time.monotonic()
         owners = self.hosts.owners
         settle = self.flows.settle
@@ -288,6 +389,7 @@ class Proxy:
         """Those whom the small queue holds back go on, once there is place for what they send."""
         self._resuming = False
         now = time.monotonic()
+        assert self.tap is not None
         for connection in self._queue.resume(now, not self.tap.readable()):
             try:
                 connection.resume()
@@ -300,52 +402,6 @@ class Proxy:
             self._resuming = True
             self._loop.call_later(self._queue.resume_after(now), self._resume)
 
-    # Birth
-
-    def _birth(self, run: Run, now: float) -> Flow | None:
-        """The first segment of a flow; None if none came of it."""
-        key: bytes = run.key  # type: ignore[attr-defined]
-        link = self.link
-        ipv4 = len(key) == KEY4_LEN
-        if not (link.tcp and (link.ipv4 if ipv4 else link.ipv6)):
-            return None
-        headers = self.tap.headers(run.handle)
-        mac = headers[6:12]
-        if run.flags & (SYN | ACK | RST) != SYN:
-            self._refuse(run, key, mac)
-            return None
-        if not self.flows.has_room():
-            self.log.flow("limit", "too many connections, a SYN was dropped", now)
-            return None
-
-        target = self.outbound.target(key)
-        unreachable = functools.partial(self._unreachable, headers)
-        try:
-            host = self.hosts.connect(target.family, target.address, target.source, target.interface)
-        except OSError as e:
-            self.log.flow("connect", f"{target.address[0]}: {e.strerror}", now)
-            if e.errno in UNREACHABLE:
-                unreachable(e.errno)
-            elif e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self.tap.reset(key, mac, 0, seq.add(run.seq, 1), RST | ACK)
-            return None
-        connection = Connection(
-            TapEnd(self.tap, mac, key, unreachable),
-            host,
-            run,
-            isn=seq.isn(self._secret, key, now),
-            mss=min(link.mtu - (IPV4_HEADER if ipv4 else IPV6_HEADER) - TCP_HEADER, self._mss_max),
-            queue=self._queue,
-            now=now,
-            estimate=self._estimate,
-            trace=self._trace.of_flow(flow_name(key)) if self._trace is not None else None,
-        )
-        flow = self.flows.add(key, connection)
-        self.hosts.own(host, flow)
-        if self.log.debug_on:
-            self.log.debug(f"{flow_name(key)}: connecting to {target.address[0]}")
-        return flow
-
     def _say_end(self, flow: Flow) -> None:
         error = flow.connection.error
         end = os.strerror(error) if error else "closed"
@@ -355,34 +411,154 @@ class Proxy:
         )
         self.log.debug(f"{flow_name(flow.key)}: {end}; {counts}")
 
-    def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
-        """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""
-        if run.flags & RST:
-            return
-        if run.flags & ACK:
-            self.tap.reset(key, mac, run.ack, 0, RST)
-        else:
-            length = run.length + bool(run.flags & FIN) + bool(run.flags & SYN)
-            self.tap.reset(key, mac, 0, seq.add(run.seq, length), RST | ACK)
-
-    def _unreachable(self, headers: bytes, error: int) -> None:
-        """Tell the guest by ICMP why its SYN led nowhere."""
-        if headers[12:14] == b"\x08\x00":
-            source = self.link.source4 or headers[30:34]
-        else:
-            source = self.link.source6 or headers[38:54]
-        frame = icmp.unreachable(headers, error, self.tap.mac, source)
-        if frame is not None:
-            self.tap.emit_frame(frame)
+    def _learn(self, mac: bytes, key: bytes) -> None:
+        """The guest speaks: where clients find it."""
+        assert self.tap is not None
+        if not mac[0] & 1:
+            self.tap.guest_mac = mac
+        self.policy.learn(key[:4] if len(key) == KEY4_LEN else key[:16])
 
     # Frames that are no TCP
 
-    def _serve(self, frame: bytes) -> None:
-        ethertype = frame[12:14]
-        reply = None
-        if ethertype == b"\x08\x06" and self.link.ipv4:
-            reply = arp.answer(frame, self.tap.mac, self.link.guest_addresses)
-        elif ethertype == b"\x86\xdd" and self.link.ipv6 and self.link.neighbours:
-            reply = ndp.answer(frame, self.tap.mac, self.link.guest_addresses, self.link.router)
+    def _take_datagrams(self, run: Datagrams, now: float) -> None:
+        assert self.tap is not None
+        key = run.key
+        if self.desk.claims(key):
+            self._serve(self.tap.frame(run.handle), now)
+        elif self.link.ipv4 if len(key) == KEY4_LEN else self.link.ipv6:
+            if self.datagrams.udp.flows.get(key) is None:
+                self._learn(self.tap.headers(run.handle)[6:12], key)
+            self.datagrams.on_run(run, now)
+            self._expire_later()
+
+    def _serve(self, frame: bytes, now: float) -> None:
+        assert self.tap is not None
+        reply = self.desk.answer(frame)
         if reply is not None:
+            if not frame[6] & 1:
+                self.tap.guest_mac = frame[6:12]
             self.tap.emit_frame(reply)
+        elif self.link.ipv4 if frame[12:14] == b"\x08\x00" else self.link.ipv6:
+            self.datagrams.on_packet(frame, now)
+            self._expire_later()
+
+    def _on_sockets(self, flows: Udp | Echo) -> None:
+        flows.on_ready(time.monotonic())
+
+    def _expire_later(self, after: float = 1.0) -> None:
+        """Look after flows that are forgotten in time, as long as there are any."""
+        if not self._expiring and self.datagrams.busy:
+            self._expiring = True
+            self._loop.call_later(after, self._expire)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        self._expiring = False
+        at = self.datagrams.expire(now)
+        if at < NEVER:
+            self._expire_later(max(at - now, 1.0))
+
+    def _advertise(self, first: bool = False) -> None:
+        """Tell the guest of its router every now and then (RFC 4861, 6.2.4), as often as pasta does."""
+        router = self.desk.router
+        if router is None or self.tap is None:
+            return
+        if not first:
+            self.tap.emit_frame(ndp.unsolicited(router))
+        self._loop.call_later(random.uniform(*ADVERTISE_EVERY), self._advertise)
+
+    # Clients of listeners
+
+    def follow(self, rules: Sequence[Rule]) -> None:
+        """Open the listeners of all rules; raises ConfigError."""
+        for rule in rules:
+            self.forward.add(rule)
+        self.scan_later(0)
+
+    def scan_later(self, after: float = SCAN_EVERY) -> None:
+        """Follow the ports of the other side, as long as a rule asks for it."""
+        if self.forward.scanning and not self._scanning:
+            self._scanning = True
+            if after:
+                self._loop.call_later(after, self._scan)
+            else:
+                self._scan()
+
+    def _scan(self) -> None:
+        self._scanning = False
+        self.forward.scan()
+        self.scan_later()
+
+    def _on_inside(self) -> None:
+        assert self.inside is not None
+        try:
+            self.inside.on_ready()
+        except ConnectionError:
+            # With the namespace, as a rule; what is open goes on
+            self._loop.remove_reader(self.inside.fileno())
+
+    def _splice_again(self) -> None:
+        self._loop.call_soon(self.splices.on_ready)
+
+    def _accepted(self, listener: Listener, sock: socket.socket, address: Any) -> None:
+        """A TCP client."""
+        unix = sock.family == socket.AF_UNIX
+        client = b"" if unix else pack(address[0])
+        if self.inside is None or not self.policy.short_cut(listener.rule, client):
+            guest = self.policy.guest(listener.rule, client)
+            now = time.monotonic()
+            flow = self.births.from_host(sock, guest, listener.target, client, address[1], now)
+            if flow is not None:
+                self.flows.settle(flow)
+                self._set_timer()
+            return
+        local = b"" if unix else pack(sock.getsockname()[0])
+        target = self.policy.beyond(listener, local)
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        if self.log.debug_on:
+            whose = listener.rule.path or f"[{unpack(client)}]:{address[1]}"
+            self.log.debug(f"{whose} -> [{target[0]}]:{target[1]}: short cut")
+        if not self._room_for_splice():
+            reset(sock)
+        elif listener.rule.side == GUEST:
+            self.splices.start(
+                sock, socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), target
+            )
+        else:
+
+            def taken(server: socket.socket | None, error: int) -> None:
+                if server is None:
+                    reset(sock)
+                else:
+                    self.splices.start(sock, server, target)
+
+            self.inside.stream(family, taken)
+
+    def _room_for_splice(self) -> bool:
+        if 6 * len(self.splices) + len(self.flows) < self.flows.flow_max:
+            return True
+        self.flows.refused += 1
+        return False
+
+    def _arrived(self, listener: Listener) -> None:
+        """The first datagrams of clients."""
+        now = time.monotonic()
+        rule = listener.rule
+        for _ in range(FIRSTS_PER_EVENT):
+            try:
+                arrival = receive_first(listener.sock)
+            except OSError:
+                return
+            client = pack(arrival.peer[0])
+            if self.inside is not None and self.policy.short_cut(rule, client):
+                name = f"{rule.side} {listener.port} {rule.address} ".encode()
+                target = self.policy.beyond(listener, arrival.local)
+                self.datagrams.udp.spliced(name, arrival, listener.port, target, rule.side == GUEST, now)
+            elif self.tap is not None:
+                guest = self.policy.guest(rule, client)
+                if guest:
+                    freebind = self.link.freebind
+                    self.datagrams.udp.to_guest(
+                        arrival, listener.port, listener.target, guest, rule.interface, freebind, now
+                    )
+        self._expire_later()

@@ -1,7 +1,7 @@
 """The tap: drains it into runs, fills it with frames.
 
-Owns the descriptor of the tap, and is the only room that reads or writes it.  Imports `_cext` and the
-constants of `tcp.doors`.
+Owns the descriptor of the tap, and is the only room that reads or writes it.  Imports `_cext`, the
+constants of `tcp.doors` and the ICMP errors of `services`.
 """
 
 import os
@@ -11,9 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _cext
+from .services import icmp
 from .tcp.doors import ACK, SYN
 
 TTL = 255
+BROADCAST = b"\xff" * 6
+
+PROTO_TCP = 6
+
+# Microseconds, version 2.4, Ethernet, frames whole
+PCAP_HEADER = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 1)
 
 TCP_OPTION_MSS = 2
 TCP_OPTION_NOP = 1
@@ -23,10 +30,13 @@ TCP_OPTION_WSCALE = 3
 class TapDevice:
     """A tap in the guest's namespace; `vnet`: frames carry a virtio header (offloads are on)."""
 
-    def __init__(self, fd: int, vnet: bool, mac: bytes) -> None:
+    def __init__(self, fd: int, vnet: bool, mac: bytes, guest_mac: bytes = b"", uso: bool = False) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
-        self._tap = _cext.Tap(fd, vnet)
+        self.raw = self._tap = _cext.Tap(fd, vnet)
+        self.uso = uso
+        self.guest_mac = guest_mac or BROADCAST  # where what is not asked for goes
+        self.source4 = self.source6 = b""
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self.vnet = vnet
@@ -35,6 +45,7 @@ class TapDevice:
         self.send_run = self._tap.send
         self.store_run = self._tap.store
         self.headers = self._tap.headers
+        self.frame = self._tap.frame
         self.emit = self._tap.emit
         self.emit_data = self._tap.emit_data
         self.emit_frame = self._tap.emit_frame
@@ -55,22 +66,42 @@ class TapDevice:
         """A segment for a flow that does not exist."""
         self.emit(template(guest_mac, self.mac, key), seq, ack, 0, flags, b"")
 
+    def unreachable(self, frame: bytes, error: int) -> None:
+        """Tell the guest by ICMP why its frame (at least the headers) led nowhere; `error` is an errno."""
+        ipv4 = frame[12:14] == b"\x08\x00"
+        source = (self.source4 or frame[30:34]) if ipv4 else (self.source6 or frame[38:54])
+        message = icmp.unreachable(frame, error, self.mac, source)
+        if message is not None:
+            self.emit_frame(message)
+
+    def capture(self, fd: int) -> None:
+        """Write all frames to a pcap file from now on."""
+        os.write(fd, PCAP_HEADER)
+        self._tap.capture(fd)
+
     def close(self) -> None:
         os.close(self._fd)
 
 
-def template(guest_mac: bytes, mac: bytes, key: bytes) -> bytes:
-    """The constant start of all frames of a flow towards the guest, to the TCP ports.
+def template(guest_mac: bytes, mac: bytes, key: bytes, protocol: int = PROTO_TCP) -> bytes:
+    """The constant start of all frames of a flow towards the guest, to the ports.
 
     `key` is that of the guest's segments: source and destination change places.
     """
     ports = key[-2:] + key[-4:-2]
     if len(key) == 12:
-        # RFC 791; DF is set, as it is for every TCP that knows the path's MTU
-        ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0x4000, TTL, 6, 0) + key[4:8] + key[:4]
+        # RFC 791; DF is set, as it is for everybody who knows the path's MTU
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0x4000, TTL, protocol, 0) + key[4:8] + key[:4]
         return guest_mac + mac + b"\x08\x00" + ip + ports
-    ip = struct.pack("!IHBB", 6 << 28, 0, 6, TTL) + key[16:32] + key[:16]
+    ip = struct.pack("!IHBB", 6 << 28, 0, protocol, TTL) + key[16:32] + key[:16]
     return guest_mac + mac + b"\x86\xdd" + ip + ports
+
+
+def _syn_options(mss: int, wscale: int) -> bytes:
+    options = struct.pack("!BBH", TCP_OPTION_MSS, 4, mss)
+    if wscale >= 0:
+        options += bytes((TCP_OPTION_NOP, TCP_OPTION_WSCALE, 3, wscale))
+    return options
 
 
 class TapEnd:
@@ -89,11 +120,11 @@ class TapEnd:
     def segment(self, seq: int, ack: int, window: int, flags: int) -> int:
         return self._emit(self._template, seq, ack, window, flags, b"")
 
+    def syn(self, seq: int, window: int, mss: int, wscale: int) -> int:
+        return self._emit(self._template, seq, 0, window, SYN, _syn_options(mss, wscale))
+
     def syn_ack(self, seq: int, ack: int, window: int, mss: int, wscale: int) -> int:
-        options = struct.pack("!BBH", TCP_OPTION_MSS, 4, mss)
-        if wscale >= 0:
-            options += bytes((TCP_OPTION_NOP, TCP_OPTION_WSCALE, 3, wscale))
-        return self._emit(self._template, seq, ack, window, SYN | ACK, options)
+        return self._emit(self._template, seq, ack, window, SYN | ACK, _syn_options(mss, wscale))
 
     def data(
         self,

@@ -15,7 +15,7 @@ IP4, IP6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 def test_defaults():
     config = cli.parse([])
     assert config.command == () and not config.attach
-    assert (config.ifname, config.offload, config.config_net) == ("tap0", True, False)
+    assert (config.ifname, config.offload, config.config_net) == ("", True, False)
 
 
 def test_forms():
@@ -95,6 +95,14 @@ def test_the_window():
         (["-I", "abcdefghijklmnop"], "invalid interface name"),
         (["-F", "1"], "invalid value"),
         (["-F", "5", "ls"], "--fd goes with"),
+        (["--stats", "1"], "option --stats needs -f before it"),
+        (["--log-size", "9"], "invalid value for --log-size"),
+        (["-D", "10.0.0.1", "-D", "none"], "'none' after another dns option"),
+        (["-S", "a..b"], "invalid name for -S"),
+        (["-H", "a b"], "invalid name for -H"),
+        (["--no-copy-routes"], "go with --config-net only"),
+        (["--no-splice", "--splice-only"], "options --splice-only and --no-splice exclude each other"),
+        (["--no-splice", "--host-lo-to-ns-lo"], "options --host-lo-to-ns-lo and --no-splice exclude"),
         (["0"], "invalid value for PID"),
         (["99999999999"], "invalid value for PID"),
     ),
@@ -107,25 +115,59 @@ def test_errors(words, message):
 
 
 REFUSED = (
-    "-t 80", "-u 53", "-T 80", "-U 53", "-D 1.1.1.1", "-S example.org", "-l x", "--log-size 9", "-p x",
-    "--trace", "--stats 1", "--runas 1", "-c x", "-H x", "--fqdn x", "--dhcp-dns", "--dhcp-search",
-    "--dns-forward 1.1.1.1", "--dns-host 1.1.1.1", "--freebind", "--chroot-fallback", "--host-lo-to-ns-lo",
-    "--no-copy-routes", "--no-copy-addrs", "--splice-only", "-s x", "-1", "--no-dhcp-dns", "--no-dhcp-search",
+    "-s x", "--socket x", "--socket-path x", "-1", "--one-off", "--no-dhcp-dns", "--no-dhcp-search", "--vhost-user",
+    "--print-capabilities", "--repair-path x", "--migrate-exit", "--migrate-no-linger",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_does_not_work_is_refused_by_name(words):
+def test_what_is_for_virtual_machines_is_refused_by_name(words):
     with pytest.raises(ConfigError) as caught:
         cli.parse(words.split())
-    assert f"option {words.split()[0]} " in str(caught.value)
+    assert f"option {words.split()[0]} is for passt only" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "words", ("-t none", "-u none -T none -U none", "-D none -S none", "--no-udp", "--no-splice")
-)
-def test_what_is_off_anyway_may_be_switched_off(words):
-    cli.parse(words.split())
+def test_ports_are_kept_in_their_order_for_later():
+    """Their errors come after those of all other options."""
+    config = cli.parse(
+        ["-t", "none", "-u", "53", "--tcp-ports", "nonsense", "-T", "auto", "--udp-ns", "1-2"]
+    )
+    expected = (("-t", "none"), ("-u", "53"), ("-t", "nonsense"), ("-T", "auto"), ("-U", "1-2"))
+    assert config.ports == expected
+
+
+def test_names():
+    config = cli.parse([])
+    assert (config.dns, config.search) == (None, None)
+    config = cli.parse(["-D", "10.0.0.1", "-D", "fd00::1", "-S", "a.example b.example", "-S", "c.example"])
+    assert config.dns == (IP4("10.0.0.1"), IP6("fd00::1"))
+    assert config.search == ("a.example", "b.example", "c.example")
+    words = "-D none -S none -H box --fqdn box.example.org --dhcp-dns --dhcp-search"
+    config = cli.parse(words.split(" "))
+    assert (config.dns, config.search, config.hostname, config.fqdn) == ((), (), "box", "box.example.org")
+    assert config.dhcp_dns and config.dhcp_search
+    config = cli.parse(["--dns-forward", "10.0.0.1", "--dns-forward", "10.0.0.2", "--dns-host", "::1"])
+    assert (config.dns_forward, config.dns_host) == ((IP4("10.0.0.2"),), (IP6("::1"),))
+
+
+def test_what_is_said_and_where():
+    words = "-f -l out --log-size 40960 --stats 2 -p cap -c ctl --runas 7:8 --trace"
+    config = cli.parse(words.split(" "))
+    assert (config.log_file, config.log_size, config.stats) == ("out", 40960, 2)
+    assert (config.pcap, config.control, config.runas) == ("cap", "ctl", "7:8")
+    assert config.trace and config.debug
+
+
+def test_the_short_cut():
+    assert cli.parse([]).splice
+    assert not cli.parse(["--no-splice"]).splice
+    config = cli.parse(["--splice-only"])
+    assert config.splice_only and config.loopback_kept and not config.icmp
+
+
+def test_as_pasta():
+    assert not cli.parse([]).as_pasta
+    assert cli.parse([], as_pasta=True).as_pasta
 
 
 def run(*words):
@@ -137,7 +179,15 @@ def run(*words):
 def test_help_and_version():
     result = run("--help")
     assert (result.returncode, result.stderr) == (0, "")
-    for option in ("--tap", "--config-net", "--netns", "--no-offload", "--map-host-loopback"):
+    for option in (
+        "--tap",
+        "--tcp-ports",
+        "--dns-forward",
+        "--config-net",
+        "--netns",
+        "--no-offload",
+        "--map-host-loopback",
+    ):
         assert option in result.stdout
     result = run("--version")
     assert (result.returncode, result.stderr) == (0, "")
@@ -148,3 +198,39 @@ def test_an_error_is_one_line_and_status_1():
     result = run("--mtu", "5", "--", "true")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "pysplice: MTU 5 is too small, the least is 68\n"
+
+
+def test_called_as_pasta(tmp_path):
+    """The name decides, wherever it lies; podman calls it by its full path."""
+    link = tmp_path / "pasta"
+    link.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom pysplice.__main__ import main\nsys.exit(main())\n"
+    )
+    link.chmod(0o755)
+    result = subprocess.run([link, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("pasta (pysplice) ")
+    result = subprocess.run([link, "--no-such"], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (1, "pasta: unrecognized option '--no-such'\n")
+
+
+def test_ports_that_cannot_be_read():
+    result = run("-t", "8080,", "--", "true")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "pysplice: invalid ports for -t: '8080,' ('' is no port)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    (((), 1), (("show",), 1), (("x", "frob"), 1), (("--help",), 0), (("x", "add", "-t"), 1)),
+)
+def test_ctl_explains_itself(words, status):
+    result = run("ctl", *words)
+    assert result.returncode == status
+    assert "Usage: pysplice ctl" in (result.stdout if status == 0 else result.stderr)
+
+
+def test_ctl_without_anybody(tmp_path):
+    result = run("ctl", str(tmp_path / "none"), "show")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"pysplice: cannot ask {tmp_path}/none: No such file or directory\n"

@@ -2,9 +2,10 @@
 
 import socket
 
-from pysplice.flows import Flows, Outbound
+from pysplice.flows import Flows
 from pysplice.tcp.events import CLOSED, ESTABLISHED
 from pysplice.tcp.timing import NEVER
+from pysplice.translate import Translation
 
 
 class Stub:
@@ -121,7 +122,7 @@ def key(destination: str, port: int = 80) -> bytes:
 
 def test_destinations():
     gateway = {socket.inet_pton(socket.AF_INET, "10.0.2.2"): "127.0.0.1"}
-    outbound = Outbound(gateway, source4="192.0.2.1", interface6="eth1", scope=3)
+    outbound = Translation(gateway, source4="192.0.2.1", interface6="eth1", scope=3)
     target = outbound.target(key("10.0.2.2", 22))
     assert (target.family, target.address, target.source) == (socket.AF_INET, ("127.0.0.1", 22), None)
     target = outbound.target(key("198.51.100.1"))

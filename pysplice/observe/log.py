@@ -1,41 +1,112 @@
-"""Messages for a person: one line each, on stderr.
+"""Messages for a person: one line each, on stderr, in a file, or for the system's logger.
 
-Owns the level and the memory of what was said lately.  Imports no other room.
+Owns the level, the memory of what was said lately, and the file.  Imports no other room.
 """
 
+import contextlib
+import os
 import sys
+import syslog
+import time
 from typing import TextIO
 
 REPEAT_AFTER = 1.0  # seconds between two messages of the same cause
 
+# A log that is full loses so much at its beginning
+CUT = 0.3
+
+
+class LogFile:
+    """A file that never has more than `most` bytes; its first line stays: who has written it, from where.
+
+    The descriptor is kept open, so nothing is opened by path later on.
+    """
+
+    def __init__(self, fd: int, most: int, version: str) -> None:
+        self._fd = fd
+        self._most = most
+        header = f"{version}: {os.path.realpath(sys.executable)} ({os.getpid()})\n".encode()
+        self._header = header[: most // 4]
+        self._start = time.monotonic()
+        self._size = os.write(fd, self._header)
+
+    def write(self, level: str, text: str) -> None:
+        seconds = time.monotonic() - self._start
+        line = f"{seconds:.4f}: {level:<8}{text}\n".encode(errors="replace")[: self._most // 4]
+        if self._size + len(line) > self._most:
+            self._make_room(len(line))
+        with contextlib.suppress(OSError):
+            self._size += os.write(self._fd, line)
+
+    def _make_room(self, wanted: int) -> None:
+        """Drop whole lines behind the header, at least a part of the file."""
+        body = os.pread(self._fd, self._size, len(self._header))
+        drop = max(int(self._most * CUT), self._size + wanted - self._most)
+        end = body.find(b"\n", drop)
+        body = body[end + 1 :] if end >= 0 else b""
+        os.ftruncate(self._fd, len(self._header))
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._size = len(self._header) + (os.write(self._fd, body) if body else 0)
+
 
 class Log:
-    """`quiet` leaves warnings and errors, `debug` adds what is of use to a developer."""
+    """`quiet` leaves warnings and errors, `debug` adds what is of use to a developer, `trace` single packets.
 
-    def __init__(self, quiet: bool = False, debug: bool = False, stream: TextIO | None = None) -> None:
+    A `file` has it all to itself.  With `debug` each line on stderr begins with the seconds since the start.  With
+    `system` the system's logger hears what is at least a warning.
+    """
+
+    def __init__(
+        self,
+        quiet: bool = False,
+        debug: bool = False,
+        stream: TextIO | None = None,
+        *,
+        trace: bool = False,
+        name: str = "pysplice",
+        system: bool = False,
+    ) -> None:
         self.quiet = quiet
         self.debug_on = debug
+        self.trace_on = trace
+        self.file: LogFile | None = None
+        self._name = name
+        self._system = system and not debug
         self._stream = stream if stream is not None else sys.stderr
+        self._silent = False
+        self._start = time.monotonic()
         self._said: dict[str, float] = {}
         self._missed: dict[str, int] = {}
 
-    def _write(self, text: str) -> None:
+    def _say(self, level: str, text: str, prefix: str = "") -> None:
+        if self.file is not None:
+            self.file.write(level, text)
+            return
+        if self._system and level == "warning:":
+            syslog.syslog(syslog.LOG_WARNING, text)
+        if self._silent:
+            return
+        stamp = f"{time.monotonic() - self._start:.4f}: " if self.debug_on else ""
         try:
-            self._stream.write(text + "\n")
+            self._stream.write(f"{stamp}{prefix}{text}\n")
             self._stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # nobody reads it any more, or there never was a stderr
 
     def warning(self, text: str) -> None:
-        self._write(f"pysplice: {text}")
+        self._say("warning:", text, f"{self._name}: ")
 
     def info(self, text: str) -> None:
         if not self.quiet:
-            self._write(text)
+            self._say("info:", text)
 
     def debug(self, text: str) -> None:
         if self.debug_on:
-            self._write(text)
+            self._say("debug:", text)
+
+    def trace(self, text: str) -> None:
+        if self.trace_on:
+            self._say("trace:", text)
 
     def flow(self, cause: str, text: str, now: float) -> None:
         """A failure of one flow: at most one message a second for each cause (debug only)."""
@@ -47,22 +118,18 @@ class Log:
         self._said[cause] = now
         missed = self._missed.pop(cause, 0)
         more = f" (and {missed} more)" if missed else ""
-        self._write(f"{cause}: {text}{more}")
+        self._say("debug:", f"{cause}: {text}{more}")
 
     def defect(self, text: str, now: float) -> None:
         """Something that should not happen: said whatever the level, once a second at most."""
         if now - self._said.get("defect", -REPEAT_AFTER) >= REPEAT_AFTER:
             self._said["defect"] = now
-            self._write(f"pysplice: internal error: {text}")
+            self.warning(f"internal error: {text}")
 
     def silence(self) -> None:
-        """Say nothing from now on: stderr belongs to somebody else."""
-        self._write = _nothing  # type: ignore[method-assign]
+        """Say nothing on stderr from now on: it belongs to somebody else."""
+        self._silent = True
 
     def speak(self) -> None:
         """stderr is ours again."""
-        self.__dict__.pop("_write", None)
-
-
-def _nothing(text: str) -> None:
-    """Where messages go that nobody is to see."""
+        self._silent = False

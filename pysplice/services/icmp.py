@@ -39,20 +39,33 @@ def unreachable(frame: bytes, error: int, mac: bytes, source: bytes) -> bytes | 
     codes = CODES.get(error)
     if codes is None:
         return None
+    if frame[12:14] == b"\x08\x00":
+        return error_frame(frame, ICMP_UNREACHABLE, codes[0], 0, mac, source)
+    return error_frame(frame, ICMPV6_UNREACHABLE, codes[1], 0, mac, source)
+
+
+def error_frame(frame: bytes, kind: int, code: int, info: int, mac: bytes, source: bytes) -> bytes | None:
+    """An ICMP or ICMPv6 error of this type and code that quotes `frame`; None if that is no IP.
+
+    `info`: the word behind the checksum, an MTU for instance; see unreachable() for the rest.
+    """
     ethernet = frame[6:12] + mac + frame[12:14]
     packet = frame[14:]
     if frame[12:14] == b"\x08\x00" and len(packet) >= 28:
-        # RFC 1812, 4.3.2.3 allows more, and everyone copes with the header and 8 bytes
-        quoted = packet[: (packet[0] & 0xF) * 4 + 8]
-        message = struct.pack("!BBHI", ICMP_UNREACHABLE, codes[0], 0, 0) + quoted
+        # RFC 1812, 4.3.2.3: as much as fits into 576 bytes
+        message = struct.pack("!BBHI", kind, code, 0, info) + packet[: 576 - 28]
         message = message[:2] + checksum(message) + message[4:]
-        total = 20 + len(message)
-        ip = struct.pack("!BBHHHBBH", 0x45, 0, total, 0, 0, 255, 1, 0) + source + packet[12:16]
-        return ethernet + ip[:10] + checksum(ip) + ip[12:] + message
+        return ethernet + ipv4_packet(source, packet[12:16], 1, message)
     if frame[12:14] == b"\x86\xdd" and len(packet) >= 48:
-        message = struct.pack("!BBHI", ICMPV6_UNREACHABLE, codes[1], 0, 0) + packet[:1232]
+        message = struct.pack("!BBHI", kind, code, 0, info) + packet[:1232]
         return ethernet + icmpv6_packet(source, packet[8:24], message)
     return None
+
+
+def ipv4_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytes:
+    """An IPv4 packet with `payload`."""
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 255, protocol, 0) + source + destination
+    return ip[:10] + checksum(ip) + ip[12:] + payload
 
 
 def icmpv6_packet(source: bytes, destination: bytes, message: bytes) -> bytes:

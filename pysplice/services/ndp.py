@@ -1,12 +1,13 @@
 """Neighbour discovery (RFC 4861): neighbours and the router are us.
 
-Owns nothing; imports the packet builder of icmp.py.
+Owns nothing; imports the packet builder of icmp.py and the names of dhcp.py.
 """
 
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from .dhcp import domain_name
 from .icmp import checksum, icmpv6_packet
 
 ROUTER_SOLICITATION = 133
@@ -18,11 +19,14 @@ OPTION_SOURCE_MAC = 1
 OPTION_TARGET_MAC = 2
 OPTION_PREFIX = 3
 OPTION_MTU = 5
+OPTION_RDNSS = 25
+OPTION_DNSSL = 31
 
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 UNSPECIFIED = bytes(16)
 
 ROUTER_LIFETIME = 65535
+MANAGED = 0x80
 
 # Solicitations have an option or two; longer ones only cost time
 SOLICITATION_MAX = 1024
@@ -37,6 +41,9 @@ class Router:
     address: bytes
     prefix: bytes | None
     mtu: int
+    managed: bool = False  # there is a DHCPv6 server
+    dns: tuple[bytes, ...] = ()
+    search: tuple[str, ...] = ()
 
 
 def answer(
@@ -62,12 +69,17 @@ def answer(
     if message[0] == ROUTER_SOLICITATION and router is not None:
         if not _options_valid(message[8:]):
             return None
-        ethernet = frame[6:12] + mac + frame[12:14]
-        to = ALL_NODES if source == UNSPECIFIED else source
         if source == UNSPECIFIED:
-            ethernet = b"\x33\x33\0\0\0\x01" + ethernet[6:]
-        return ethernet + icmpv6_packet(router.address, to, advertisement(router))
+            return unsolicited(router)
+        ethernet = frame[6:12] + mac + frame[12:14]
+        return ethernet + icmpv6_packet(router.address, source, advertisement(router))
     return None
+
+
+def unsolicited(router: Router) -> bytes:
+    """The frame with an advertisement for everybody (RFC 4861, 6.2.4)."""
+    ethernet = b"\x33\x33\0\0\0\x01" + router.mac + b"\x86\xdd"
+    return ethernet + icmpv6_packet(router.address, ALL_NODES, advertisement(router))
 
 
 def _options_valid(options: bytes) -> bool:
@@ -96,11 +108,20 @@ def _neighbour(
 
 def advertisement(router: Router) -> bytes:
     """A router advertisement (RFC 4861, 4.2) that lets a guest configure itself (RFC 4862)."""
-    message = struct.pack("!BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 255, 0, ROUTER_LIFETIME, 0, 0)
+    flags = MANAGED if router.managed else 0
+    message = struct.pack("!BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 255, flags, ROUTER_LIFETIME, 0, 0)
     if router.prefix is not None:
         # On-link and autonomous
         message += struct.pack("!BBBBIII", OPTION_PREFIX, 4, 64, 0xC0, FOREVER, FOREVER, 0)
         message += router.prefix[:8] + bytes(8)
     if router.mtu:
         message += struct.pack("!BBHI", OPTION_MTU, 1, 0, router.mtu)
+    if router.dns:
+        # RFC 8106, 5.1 and 5.2
+        message += struct.pack("!BBHI", OPTION_RDNSS, 1 + 2 * len(router.dns), 0, FOREVER)
+        message += b"".join(router.dns)
+    if router.search:
+        names = b"".join(domain_name(name) for name in router.search)
+        names += bytes(-len(names) % 8)
+        message += struct.pack("!BBHI", OPTION_DNSSL, 1 + len(names) // 8, 0, FOREVER) + names
     return message + bytes((OPTION_SOURCE_MAC, 1)) + router.mac

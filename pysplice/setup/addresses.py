@@ -1,25 +1,25 @@
 """Addresses and routes: read off the host, given to the tap in the guest's namespace.
 
-Owns nothing; netlink is pyroute2's.  Imports config.py.  `read` runs in the host's namespace,
-`configure` in the guest's.
+Owns nothing.  Imports config.py and netlink.py.  `read` runs in the host's namespace, `configure` in the
+guest's.
 """
 
 import contextlib
 import errno
 import ipaddress
 import socket
-from dataclasses import dataclass
 from typing import Any
 
-from pyroute2 import IPRoute, NetlinkError
-
 from ..config import MTU_DEFAULT, Config, ConfigError, IPAddress
+from .netlink import Netlink, NetlinkError
+from .template import Family, IPInterface, Route, Template
 
 TABLE_MAIN = 254
 UNICAST = 1  # RTN_UNICAST
 IFA_F_NODAD = 0x02
 IFA_F_DEPRECATED = 0x20
 RTNH_F_ONLINK = 4
+RTPROT_BOOT = 3  # as ip(8) has it
 
 # What is there without a usable interface: as pasta's local mode
 LOCAL4 = ipaddress.IPv4Interface("169.254.2.1/16")
@@ -32,49 +32,25 @@ LOCAL6_GATEWAY = ipaddress.IPv6Address("fe80::1")
 RING_FRAMES = 16384
 RING_FRAMES_DEFAULT = 1000
 
-IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-
-@dataclass(frozen=True)
-class Route:
-    """A route of the template interface: destination, gateway or None, metric or None."""
-
-    destination: str
-    gateway: str | None
-    metric: int | None
-    scope: int
-
-
-@dataclass(frozen=True)
-class Family:
-    """What one version of IP gets in the guest's namespace."""
-
-    interface: str
-    index: int
-    addresses: tuple[IPInterface, ...]
-    gateway: IPAddress | None
-    routes: tuple[Route, ...]
-    host_address: IPAddress | None
-
-
-@dataclass(frozen=True)
-class Template:
-    """Both versions; None where it is switched off or the host has none."""
-
-    ipv4: Family | None
-    ipv6: Family | None
-
 
 def read(config: Config) -> Template:
     """What the guest is to have, from the host's interfaces and the options; raises ConfigError."""
     _check_outbound(config)
-    with IPRoute() as netlink:
-        if config.interface and not netlink.link_lookup(ifname=config.interface):
-            raise ConfigError(f"no interface '{config.interface}' on the host")
+    if config.interface and not _index(config.interface):
+        raise ConfigError(f"no interface '{config.interface}' on the host")
+    with Netlink() as netlink:
         return Template(
             _read_family(netlink, config, 4) if config.ipv4 else None,
             _read_family(netlink, config, 6) if config.ipv6 else None,
         )
+
+
+def _index(ifname: str) -> int:
+    """The index of an interface in the namespace that we are in; 0 if there is none."""
+    try:
+        return socket.if_nametoindex(ifname)
+    except OSError:
+        return 0
 
 
 def _check_outbound(config: Config) -> None:
@@ -88,13 +64,15 @@ def _check_outbound(config: Config) -> None:
                 raise ConfigError(f"connections cannot come from {address}: {e.strerror}") from None
 
 
-def _read_family(netlink: Any, config: Config, version: int) -> Family:
+def _read_family(netlink: Netlink, config: Config, version: int) -> Family:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     routes = [
-        route for route in netlink.get_routes(family=family, table=TABLE_MAIN) if route["type"] == UNICAST
+        route
+        for route in netlink.routes(family)
+        if route["type"] == UNICAST and (route.get("table") or route["table"]) == TABLE_MAIN
     ]
-    index = _template_index(netlink, config, version, routes)
-    name = netlink.get_links(index)[0].get("ifname") if index else ""
+    index = _template_index(config, version, routes)
+    name = socket.if_indextoname(index) if index else ""
     found = _addresses(netlink, family, index) if index else []
     gateway = _gateway(routes, index)
     host_address = max(found, key=lambda a: a.network.prefixlen).ip if found else None
@@ -107,7 +85,12 @@ def _read_family(netlink: Any, config: Config, version: int) -> Family:
     elif version == 4 and config.prefix4 and wanted:
         wanted = [ipaddress.ip_interface(f"{host_address}/{config.prefix4}")]
 
+    if not config.copy_addresses and wanted:
+        wanted = [address for address in wanted if address.ip == host_address][:1] or wanted[:1]
+
     copied = tuple(_route(route) for route in routes if _oif(route) == index) if index else ()
+    if not config.copy_routes:
+        copied = tuple(route for route in copied if route.destination.endswith("/0"))[:1]
     option = config.gateway4 if version == 4 else config.gateway6
     default = "0.0.0.0/0" if version == 4 else "::/0"
     if option is not None:
@@ -130,17 +113,17 @@ def _oif(route: Any) -> int:
     return int(index or 0)
 
 
-def _template_index(netlink: Any, config: Config, version: int, routes: list[Any]) -> int:
+def _template_index(config: Config, version: int, routes: list[Any]) -> int:
     """The interface to copy from; 0 if there is none."""
     named = config.interface
     if not named:
         outbound = config.outbound_if4 if version == 4 else config.outbound_if6
-        if outbound and netlink.link_lookup(ifname=outbound):
+        if outbound and _index(outbound):
             named = outbound
     if named:
-        return int(netlink.link_lookup(ifname=named)[0])
-    loopback = set(netlink.link_lookup(kind=None, ifname="lo"))
-    others = [route for route in routes if _oif(route) and _oif(route) not in loopback]
+        return _index(named)
+    loopback = _index("lo")
+    others = [route for route in routes if _oif(route) not in (0, loopback)]
     for route in others:
         if route["dst_len"] == 0:
             return _oif(route)
@@ -150,9 +133,9 @@ def _template_index(netlink: Any, config: Config, version: int, routes: list[Any
     return 0
 
 
-def _addresses(netlink: Any, family: int, index: int) -> list[IPInterface]:
+def _addresses(netlink: Netlink, family: int, index: int) -> list[IPInterface]:
     found = []
-    for message in netlink.get_addr(family=family, index=index):
+    for message in netlink.addresses(family):
         flags = message.get("flags") or 0
         text = message.get("local") or message.get("address")
         address = ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
@@ -184,41 +167,48 @@ def _route(route: Any) -> Route:
 
 def bring_up_loopback() -> None:
     """lo is always brought up."""
-    with IPRoute() as netlink:
-        netlink.link("set", index=netlink.link_lookup(ifname="lo")[0], state="up")
+    with Netlink() as netlink:
+        netlink.set_link(socket.if_nametoindex("lo"), up=True)
 
 
-def configure(config: Config, template: Template, ifname: str) -> None:
-    """Give the tap its MAC address, and with --config-net everything else; raises ConfigError."""
-    with IPRoute() as netlink:
-        index = netlink.link_lookup(ifname=ifname)[0]
+def configure(config: Config, template: Template, ifname: str) -> tuple[int, bytes]:
+    """Give the tap its MAC address, and with --config-net everything else; raises ConfigError.
+
+    The result: how many frames its ring holds, and its MAC address.
+    """
+    with Netlink() as netlink:
+        index = socket.if_nametoindex(ifname)
         if config.ns_mac is not None:
             mac = ":".join(f"{byte:02x}" for byte in config.ns_mac)
-            _do("set the MAC address of", ifname, netlink.link, "set", index=index, address=mac)
+            _do("set the MAC address of", ifname, netlink.set_link, index, address=mac)
         # A length that somebody has chosen for a tap of his own stays
-        if netlink.get_links(index)[0].get("txqlen") == RING_FRAMES_DEFAULT:
-            _do("set the queue of", ifname, netlink.link, "set", index=index, txqlen=RING_FRAMES)
-        if not config.config_net:
-            return
-        if config.mtu != 0:
-            mtu = config.mtu or MTU_DEFAULT
-            _do("set the MTU of", ifname, netlink.link, "set", index=index, mtu=mtu)
-        # The link-local address would be tentative for a second
-        _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad", "0")
-        if template.ipv6 is None:
-            _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "1")
-        _do("bring up", ifname, netlink.link, "set", index=index, state="up")
-        for family in (template.ipv4, template.ipv6):
-            if family is not None:
-                _add_addresses(netlink, index, ifname, family)
-                _add_routes(netlink, index, ifname, family)
+        if netlink.link(index).get("txqlen") == RING_FRAMES_DEFAULT:
+            _do("set the queue of", ifname, netlink.set_link, index, txqlen=RING_FRAMES)
+        if config.config_net:
+            _configure(netlink, config, template, ifname, index)
+        link = netlink.link(index)
+        return int(link.get("txqlen")), bytes.fromhex(link.get("address").replace(":", ""))
+
+
+def _configure(netlink: Netlink, config: Config, template: Template, ifname: str, index: int) -> None:
+    if config.mtu != 0:
+        _do("set the MTU of", ifname, netlink.set_link, index, mtu=config.mtu or MTU_DEFAULT)
+    # The link-local address would be tentative for a second
+    _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad", "0")
+    if template.ipv6 is None:
+        _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "1")
+    _do("bring up", ifname, netlink.set_link, index, up=True)
+    for family in (template.ipv4, template.ipv6):
+        if family is not None:
+            _add_addresses(netlink, index, ifname, family)
+            _add_routes(netlink, index, ifname, family)
 
 
 def _do(what: str, ifname: str, call: Any, *args: Any, **kwargs: Any) -> None:
     try:
         call(*args, **kwargs)
     except NetlinkError as e:
-        raise ConfigError(f"cannot {what} {ifname}: {e.args[1]}") from None
+        raise ConfigError(f"cannot {what} {ifname}: {e.strerror}") from None
 
 
 def _sysctl(path: str, value: str) -> None:
@@ -227,26 +217,19 @@ def _sysctl(path: str, value: str) -> None:
         file.write(value)
 
 
-def _add_addresses(netlink: Any, index: int, ifname: str, family: Family) -> None:
+def _add_addresses(netlink: Netlink, index: int, ifname: str, family: Family) -> None:
     for address in family.addresses:
-        more = {"flags": IFA_F_NODAD} if address.version == 6 else {}
         try:
-            netlink.addr(
-                "add",
-                index=index,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-                **more,
-            )
+            netlink.add_address(index, address, IFA_F_NODAD if address.version == 6 else 0)
         except NetlinkError as e:
-            if e.code == errno.EEXIST:
+            if e.errno == errno.EEXIST:
                 continue
-            if address.version == 6 and e.code in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP):
+            if address.version == 6 and e.errno in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP):
                 return  # IPv6 is switched off in there
-            raise ConfigError(f"cannot add {address} to {ifname}: {e.args[1]}") from None
+            raise ConfigError(f"cannot add {address} to {ifname}: {e.strerror}") from None
 
 
-def _add_routes(netlink: Any, index: int, ifname: str, family: Family) -> None:
+def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> None:
     """All routes, in as many rounds as their dependencies take; then gateways off the link."""
     waiting = list(family.routes)
     error: NetlinkError | None = None
@@ -257,36 +240,39 @@ def _add_routes(netlink: Any, index: int, ifname: str, family: Family) -> None:
             try:
                 _add_route(netlink, index, route, onlink)
             except NetlinkError as e:
-                if e.code == errno.EEXIST:
+                if e.errno == errno.EEXIST:
                     continue
-                if e.code in (errno.EACCES, errno.EPERM) and ":" in route.destination:
+                if e.errno in (errno.EACCES, errno.EPERM) and ":" in route.destination:
                     return
                 error = e
                 failed.append(route)
         if len(failed) == len(waiting):
             if onlink or not any(route.gateway for route in failed):
                 first = failed[0]
-                reason = error.args[1] if error else ""
+                reason = error.strerror if error else ""
                 raise ConfigError(f"cannot add route {first.destination} to {ifname}: {reason}")
             onlink = True
         waiting = failed
 
 
-def _add_route(netlink: Any, index: int, route: Route, onlink: bool) -> None:
-    request: dict[str, Any] = {"dst": route.destination, "oif": index, "table": TABLE_MAIN}
-    request["family"] = socket.AF_INET6 if ":" in route.destination else socket.AF_INET
+def _add_route(netlink: Netlink, index: int, route: Route, onlink: bool) -> None:
+    destination, _, length = route.destination.partition("/")
+    ipv6 = ":" in destination
+    fields = {
+        "family": socket.AF_INET6 if ipv6 else socket.AF_INET,
+        "dst_len": int(length),
+        "table": TABLE_MAIN,
+        "proto": RTPROT_BOOT,
+        "type": UNICAST,
+        "scope": 0 if route.gateway is not None else route.scope,
+    }
+    attributes: list[tuple[str, Any]] = [("RTA_OIF", index)]
+    if int(length):
+        attributes.append(("RTA_DST", destination))
     if route.gateway is not None:
-        request["gateway"] = route.gateway
+        attributes.append(("RTA_GATEWAY", route.gateway))
         if onlink:
-            request["flags"] = RTNH_F_ONLINK
-    else:
-        request["scope"] = route.scope
+            fields["flags"] = RTNH_F_ONLINK
     if route.metric is not None:
-        request["priority"] = route.metric
-    netlink.route("add", **request)
-
-
-def queue_frames(ifname: str) -> int:
-    """How many frames the ring of the tap holds."""
-    with IPRoute() as netlink:
-        return int(netlink.get_links(netlink.link_lookup(ifname=ifname)[0])[0].get("txqlen"))
+        attributes.append(("RTA_PRIORITY", route.metric))
+    netlink.add_route(fields, attributes)

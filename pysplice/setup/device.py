@@ -26,8 +26,9 @@ TUNATTACHFILTER = 0x401054D5
 TUNDETACHFILTER = 0x401054D6
 BPF_RET_K = 0x06
 
-# TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+# TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN; TUN_F_USO4, TUN_F_USO6 (Linux 6.2)
 OFFLOADS = 0x01 | 0x02 | 0x04 | 0x08
+OFFLOADS_UDP = 0x20 | 0x40
 VNET_HEADER_BYTES = 10
 
 IFREQ = "16sH22x"
@@ -42,11 +43,12 @@ class _Tap(TunTapDevice):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Device:
-    """An open tap: `vnet` says whether frames carry a virtio header."""
+    """An open tap: `vnet` says whether frames carry a virtio header, `uso` whether it segments UDP."""
 
     fd: int
     name: str
     vnet: bool
+    uso: bool
 
 
 def open_tap(name: str, offload: bool) -> Device:
@@ -66,12 +68,13 @@ def open_tap(name: str, offload: bool) -> Device:
         raise ConfigError(_reason(name, e)) from None
     fd = os.dup(tap.fileno())
     tap.close()
+    uso = False
     if offload:
-        _set_offloads(fd, True)
+        uso = _set_offloads(fd, True)
     else:
         # A persistent tap keeps what was set by whoever had it before
         fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
-    return Device(fd, name, offload)
+    return Device(fd, name, offload, uso)
 
 
 def _reason(name: str, e: OSError) -> str:
@@ -94,9 +97,8 @@ def tap_from_fd(fd: int, offload: bool) -> Device:
     if not flags & IFF_TAP or not _without_packet_information(fd):
         raise ConfigError(f"descriptor {fd} must be a tap with IFF_NO_PI")
     vnet = bool(flags & IFF_VNET_HDR)
-    if vnet:
-        _set_offloads(fd, offload)
-    return Device(fd, name.split(b"\0")[0].decode(errors="replace"), vnet)
+    uso = _set_offloads(fd, offload) if vnet else False
+    return Device(fd, name.split(b"\0")[0].decode(errors="replace"), vnet, uso)
 
 
 def _without_packet_information(fd: int) -> bool:
@@ -115,9 +117,15 @@ def _without_packet_information(fd: int) -> bool:
     return bool(flags & IFF_NO_PI)
 
 
-def _set_offloads(fd: int, on: bool) -> None:
-    """The length of the header, and whether the guest may leave work to us."""
+def _set_offloads(fd: int, on: bool) -> bool:
+    """The length of the header, and whether the guest may leave work to us; True if UDP is among it."""
     fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
+    if not on:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+        return False
     # An old kernel that has not all of them: the header alone saves nothing, and costs nothing
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOADS if on else 0)
+    for offloads in (OFFLOADS | OFFLOADS_UDP, OFFLOADS):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)
+            return bool(offloads & OFFLOADS_UDP)
+    return False

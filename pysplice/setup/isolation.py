@@ -15,6 +15,10 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAPBSET_DROP = 24
 CAP_LAST = 63
 CAPABILITY_VERSION_3 = 0x20080522
+CAP_NET_BIND_SERVICE = 10
+PR_SET_KEEPCAPS = 8
+PR_SET_DUMPABLE = 4
+FD_MAX = 2**31 - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,12 +30,16 @@ def close_leaked(keep: int | None) -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    top = 2**31 - 1
     if keep is None:
-        os.closerange(3, top)
+        os.closerange(3, FD_MAX)
     else:
-        os.closerange(3, keep)
-        os.closerange(keep + 1, top)
+        close_but(keep)
+
+
+def close_but(keep: int) -> None:
+    """Close everything above stderr but one descriptor."""
+    os.closerange(3, keep)
+    os.closerange(keep + 1, FD_MAX)
 
 
 def raise_file_limit() -> int:
@@ -42,13 +50,79 @@ def raise_file_limit() -> int:
 
 
 def drop_privileges() -> None:
-    """No capability, and no way to one: the tap and the listeners are open by now."""
+    """No capability, and no way to one, but that for the ports below 1024: they may have to be bound later."""
+    keep = _permitted() & 1 << CAP_NET_BIND_SERVICE
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for capability in range(CAP_LAST + 1):
-        _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if not keep >> capability & 1:
+            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = ctypes.create_string_buffer(struct.pack("Ii", CAPABILITY_VERSION_3, 0))
+    data = ctypes.create_string_buffer(struct.pack("IIIIII", keep, keep, 0, 0, 0, 0))
+    _libc.capset(header, data)
+
+
+def user_to_become(runas: str) -> tuple[int, int] | None:
+    """User and group for UID[:GID] or LOGIN[:GROUP]; None: stay who we are.  Raises ConfigError.
+
+    Without a wish, root of the initial user namespace becomes nobody, as pasta does.
+    """
+    import grp
+    import pwd
+
+    if not runas:
+        if os.geteuid() != 0 or not _initial_namespace():
+            return None
+        runas = "nobody"
+    user, _, group = runas.partition(":")
+    try:
+        if user.isdigit():
+            uid = int(user)
+            gid = uid if not group else -1
+        else:
+            entry = pwd.getpwnam(user)
+            uid, gid = entry.pw_uid, entry.pw_gid
+        if group:
+            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"no such user or group: '{runas}'") from None
+    if not 0 <= uid < 2**32 - 1 or not 0 <= gid < 2**32 - 1:
+        raise ConfigError(f"no such user or group: '{runas}'")
+    return uid, gid
+
+
+def _initial_namespace() -> bool:
+    try:
+        with open("/proc/self/uid_map") as file:
+            return file.read().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return False
+
+
+def become(user: tuple[int, int] | None) -> None:
+    """Change to this user and group, and keep the capabilities; raises ConfigError."""
+    if user is None or user == (os.geteuid(), os.getegid()):
+        return
+    _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    try:
+        os.setgroups([])
+        os.setresgid(user[1], user[1], user[1])
+        os.setresuid(user[0], user[0], user[0])
+    except OSError as e:
+        raise ConfigError(f"cannot become user {user[0]}, group {user[1]}: {e.strerror}") from None
+
+
+def hide() -> None:
+    """Nobody may look into this process, not even root of the namespace that it works in."""
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _permitted() -> int:
+    """The capabilities that we may have, the lower 32."""
     header = ctypes.create_string_buffer(struct.pack("Ii", CAPABILITY_VERSION_3, 0))
     data = ctypes.create_string_buffer(24)
-    _libc.capset(header, data)
+    if _libc.capget(header, data):
+        return 0
+    return int(struct.unpack_from("3I", data)[1])
 
 
 def open_pid_file(path: str) -> int:
@@ -67,6 +141,14 @@ def open_trace(path: str) -> TextIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         return os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii")
+    except OSError as e:
+        raise ConfigError(f"cannot write {path}: {e.strerror}") from None
+
+
+def open_output(path: str) -> int:
+    """Open a file for a log or a capture, for us alone; raises ConfigError."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as e:
         raise ConfigError(f"cannot write {path}: {e.strerror}") from None
 

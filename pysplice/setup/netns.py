@@ -1,11 +1,13 @@
 """Namespaces: made or joined, with a tap in them whose descriptor comes back to us.
 
-Owns the processes that it starts.  Imports config.py, device.py and addresses.py.
+Owns the processes that it starts.  Imports config.py, device.py, addresses.py, isolation.py and `inside`.
 
-This process never leaves the host's namespaces.  Whatever has to be done in the guest's is done by a
-child: for a command it is the first process of the new namespaces, which stays as their init; to join
-an existing namespace it is a helper that ends when it is done.  Either sends the tap's descriptor over a
-socket pair (SCM_RIGHTS), or one line that says what went wrong.
+This process never leaves the host's namespaces.  Whatever has to be done in the guest's is done by children:
+- a command has an init, the first process of the new namespaces, which holds it until it is let go;
+- a helper looks at the host's addresses, joins the namespace, makes the tap and configures it, and ends; it
+  sends what it has found and the tap's descriptor over a socket pair (SCM_RIGHTS), or one line that says what
+  went wrong.  netlink is imported there alone, while this process imports the rest;
+- an agent stays in the namespace and makes sockets there (inside.py).
 """
 
 import contextlib
@@ -18,10 +20,15 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from .. import inside
 from ..config import Config, ConfigError
-from . import addresses, device
+from . import isolation
+from .template import Template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -41,6 +48,7 @@ IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
 HOSTNAME_MAX = 64
 SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh"})
 NETNS_DIRECTORY = "/run/netns"
+IFNAME_DEFAULT = "tap0"
 MESSAGE_MAX = 65536
 
 # PyDLL: a child made by clone() must not wait for an interpreter lock that the parent holds
@@ -51,10 +59,14 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 class Guest:
     """A namespace with a tap in it, ready to be served."""
 
-    tap_fd: int
+    tap_fd: int  # -1: there is none
     ifname: str
     vnet: bool
+    uso: bool  # the tap takes UDP segmentation offload
     tx_queue: int
+    mac: bytes  # of the tap in the namespace; empty: not known
+    template: Template
+    agent: socket.socket | None
     watch_fd: int  # readable when the namespace, or its command, may have gone away; -1: never
     command: "Command | None"
 
@@ -92,17 +104,81 @@ class Command:
         return code if code >= 0 else 128 - code
 
 
-def start(config: Config, template: addresses.Template) -> Guest:
-    """Make or join the namespace that the Config names; raises ConfigError."""
-    if config.tap_fd is not None:
-        tap = device.tap_from_fd(config.tap_fd, config.offload)
-        return Guest(tap.fd, tap.name, tap.vnet, addresses.RING_FRAMES_DEFAULT, -1, None)
-    if config.attach:
-        return _join(config, template)
-    return _spawn(config, template)
+class Starting:
+    """What start() has begun; finish() waits for it."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        agent: socket.socket | None,
+        helper: int,
+        watch_fd: int,
+        command: "Command | None",
+        tap_fd: int,
+    ) -> None:
+        self._control = control
+        self._agent = agent
+        self._helper = helper
+        self._watch_fd = watch_fd
+        self._command = command
+        self._tap_fd = tap_fd
+
+    def finish(self) -> Guest:
+        """The namespace, configured; raises ConfigError."""
+        try:
+            fds, report = _receive(self._control)
+        finally:
+            os.waitpid(self._helper, 0)
+            self._control.close()
+        return Guest(
+            fds[0] if fds else self._tap_fd,
+            report["name"],
+            report["vnet"],
+            report["uso"],
+            report["tx_queue"],
+            bytes.fromhex(report["mac"]),
+            Template.from_words(report["template"]),
+            self._agent,
+            self._watch_fd,
+            self._command,
+        )
 
 
-def _spawn(config: Config, template: addresses.Template) -> Guest:
+def start(config: Config, agent: bool, user: tuple[int, int] | None) -> Starting:
+    """Make or join the namespace that the Config names; raises ConfigError.
+
+    With `agent` there will be a process in it that makes sockets, as `user` if that is given.
+    """
+    command, watch, net_fd, user_fd = None, -1, -1, -1
+    if config.tap_fd is None and not config.attach:
+        command = _spawn(config)
+        watch = os.pidfd_open(command.pid)
+        net_fd = _open_namespace(f"/proc/{command.pid}/ns/net")
+        user_fd = -1 if config.netns_only else _open_namespace(f"/proc/{command.pid}/ns/user")
+    elif config.tap_fd is None:
+        net_fd, user_fd, watch = _namespaces(config)
+    control, helper = _fork(_helper, config, net_fd, user_fd)
+    server = _fork(_agent, net_fd, user_fd, user)[0] if agent and net_fd >= 0 else None
+    for fd in (net_fd, user_fd):
+        if fd >= 0:
+            os.close(fd)
+    return Starting(
+        control, server, helper, watch, command, config.tap_fd if config.tap_fd is not None else -1
+    )
+
+
+def _fork(main: "Callable[..., int]", *args: Any) -> tuple[socket.socket, int]:
+    """A child that runs `main` with its end of a socket pair first; our end, and its process ID."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _child(main, theirs, *args)
+    theirs.close()
+    return ours, pid
+
+
+def _spawn(config: Config) -> Command:
     flags = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
     if not config.netns_only:
         flags |= CLONE_NEWUSER
@@ -117,39 +193,31 @@ def _spawn(config: Config, template: addresses.Template) -> Guest:
     pid = _libc.syscall(number, flags | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
         ours.close()
-        _child(_init, config, template, theirs, uid, gid, parent)
+        _child(_init, theirs, config, uid, gid, parent)
     if pid < 0:
         reason = os.strerror(ctypes.get_errno())
         raise ConfigError(f"cannot make namespaces: {reason}")
     theirs.close()
-    tap, report = _receive(ours)
-    return Guest(
-        tap,
-        report["name"],
-        report["vnet"],
-        report["tx_queue"],
-        os.pidfd_open(pid),
-        Command(pid, ours),
-    )
+    _receive(ours)
+    return Command(pid, ours)
 
 
-def _receive(control: socket.socket) -> tuple[int, dict[str, Any]]:
-    """What the child has to say: a tap, or a reason why there is none."""
+def _receive(control: socket.socket) -> tuple[list[int], dict[str, Any]]:
+    """What a child has to say, with descriptors; its one line of failure becomes ours."""
     message, fds, _, _ = socket.recv_fds(control, MESSAGE_MAX, 1)
     if not message:
-        raise ConfigError("the process in the namespace ended before the tap was ready")
+        raise ConfigError("the process in the namespace ended before all was ready")
     report = json.loads(message)
     if "error" in report:
         raise ConfigError(report["error"])
-    return fds[0], report
+    return fds, report
 
 
-def _child(main: Any, *args: Any) -> NoReturn:
+def _child(main: "Callable[..., int]", control: socket.socket, *args: Any) -> NoReturn:
     """Run `main` in a child; its ConfigErrors go to the parent, nothing returns from here."""
-    control = next(arg for arg in args if isinstance(arg, socket.socket))
     status = 1
     try:
-        status = main(*args)
+        status = main(control, *args)
     except ConfigError as e:
         control.send(json.dumps({"error": str(e)}).encode())
     except BaseException as e:
@@ -158,28 +226,7 @@ def _child(main: Any, *args: Any) -> NoReturn:
         os._exit(status)
 
 
-def _send_tap(control: socket.socket, config: Config, template: addresses.Template) -> None:
-    """Open and configure the tap in the namespace we are in, and pass it to the parent."""
-    addresses.bring_up_loopback()
-    tap = device.open_tap(config.ifname, config.offload)
-    addresses.configure(config, template, tap.name)
-    report = {
-        "name": tap.name,
-        "vnet": tap.vnet,
-        "tx_queue": addresses.queue_frames(tap.name),
-    }
-    socket.send_fds(control, [json.dumps(report).encode()], [tap.fd])
-    os.close(tap.fd)
-
-
-def _init(
-    config: Config,
-    template: addresses.Template,
-    control: socket.socket,
-    uid: int,
-    gid: int,
-    parent: int,
-) -> int:
+def _init(control: socket.socket, config: Config, uid: int, gid: int, parent: int) -> int:
     """The first process of new namespaces: sets them up, runs the command, reaps what it leaves."""
     # While the command is held it must not outlive us
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -189,10 +236,10 @@ def _init(
     if config.pidns:
         _libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
     with contextlib.suppress(OSError):
-        socket.sethostname(f"pasta-{socket.gethostname()}"[:HOSTNAME_MAX])
+        socket.sethostname((config.hostname or f"pasta-{socket.gethostname()}")[:HOSTNAME_MAX])
     with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
         file.write("0 0")
-    _send_tap(control, config, template)
+    control.send(b"{}")
     if control.recv(16) != b"go":
         return 1
     control.close()
@@ -273,7 +320,8 @@ def _exec(program: str, argv: list[str]) -> NoReturn:
 # Joining
 
 
-def _join(config: Config, template: addresses.Template) -> Guest:
+def _namespaces(config: Config) -> tuple[int, int, int]:
+    """The network and user namespace to join (the latter -1 if none), and what to watch."""
     netns, userns = paths(config)
     net_fd = _open_namespace(netns)
     if os.path.samestat(os.fstat(net_fd), os.stat("/proc/self/ns/net")):
@@ -283,22 +331,7 @@ def _join(config: Config, template: addresses.Template) -> Guest:
     if user_fd >= 0 and os.path.samestat(os.fstat(user_fd), os.stat("/proc/self/ns/user")):
         os.close(user_fd)
         user_fd = -1
-    watch = _watch(config, netns)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _child(_helper, config, template, theirs, net_fd, user_fd)
-    theirs.close()
-    try:
-        tap, report = _receive(ours)
-    finally:
-        os.waitpid(pid, 0)
-        ours.close()
-        os.close(net_fd)
-        if user_fd >= 0:
-            os.close(user_fd)
-    return Guest(tap, report["name"], report["vnet"], report["tx_queue"], watch, None)
+    return net_fd, user_fd, _watch(config, netns)
 
 
 def paths(config: Config) -> tuple[str, str]:
@@ -319,18 +352,59 @@ def _open_namespace(path: str) -> int:
         raise ConfigError(f"cannot open the namespace {path}: {e.strerror}") from None
 
 
-def _helper(
-    config: Config,
-    template: addresses.Template,
-    control: socket.socket,
-    net_fd: int,
-    user_fd: int,
-) -> int:
-    """Open the tap in the namespace that is joined."""
+def _enter(net_fd: int, user_fd: int, names: tuple[str, str] = ("", "")) -> None:
+    """Join a network and a user namespace; `names` of their files are for messages."""
     if user_fd >= 0:
-        _call(f"join the user namespace {paths(config)[1]}", _libc.setns(user_fd, CLONE_NEWUSER))
-    _call(f"join the network namespace {paths(config)[0]}", _libc.setns(net_fd, CLONE_NEWNET))
-    _send_tap(control, config, template)
+        _call(f"join the user namespace {names[1]}".rstrip(), _libc.setns(user_fd, CLONE_NEWUSER))
+    _call(f"join the network namespace {names[0]}".rstrip(), _libc.setns(net_fd, CLONE_NEWNET))
+
+
+def _helper(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> int:
+    """What the guest is to have, read off the host; then a tap in the namespace, and all of it on the tap."""
+    from . import addresses, device
+
+    template = addresses.read(config)
+    report: dict[str, Any] = {
+        "name": "", "vnet": False, "uso": False, "mac": "", "tx_queue": addresses.RING_FRAMES_DEFAULT,
+        "template": template.to_words(),
+    }  # fmt: skip
+    fds = []
+    if net_fd < 0:
+        tap = device.tap_from_fd(config.tap_fd or 0, config.offload)
+        report |= {"name": tap.name, "vnet": tap.vnet, "uso": tap.uso}
+    else:
+        _enter(net_fd, user_fd, paths(config) if config.attach else ("", ""))
+        addresses.bring_up_loopback()
+        if not config.splice_only:
+            ifname = config.ifname or (config.as_pasta and template.interface) or IFNAME_DEFAULT
+            tap = device.open_tap(ifname, config.offload)
+            tx_queue, mac = addresses.configure(config, template, tap.name)
+            report |= {"name": tap.name, "vnet": tap.vnet, "uso": tap.uso}
+            report |= {"tx_queue": tx_queue, "mac": mac.hex()}
+            fds = [tap.fd]
+    socket.send_fds(control, [json.dumps(report).encode()], fds)
+    return 0
+
+
+def _agent(control: socket.socket, net_fd: int, user_fd: int, user: tuple[int, int] | None) -> int:
+    """Make sockets in the namespace, until the other end of `control` is closed."""
+    # A terminal's signals are for others, and whoever reads our output must not wait for this process
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
+    isolation.hide()
+    _enter(net_fd, user_fd)
+    if user_fd < 0:
+        isolation.become(user)
+    isolation.hide()  # with other credentials it would be visible again
+    isolation.close_but(control.fileno())
+    os.chdir("/")
+    isolation.drop_privileges()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    inside.serve(control)
     return 0
 
 

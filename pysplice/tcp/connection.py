@@ -14,7 +14,7 @@ import errno
 
 from . import seq, window
 from .doors import ACK, CLOSING, ERROR, FIN, HANGUP, READABLE, RST, SYN, URGENT, WRITABLE, Run
-from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, SOCK_FIN_RCVD, TAP_SYN_ACK_SENT
+from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, SOCK_FIN_RCVD, TAP_SYN_ACK_SENT, TAP_SYN_SENT
 from .timing import NEVER, keepalive_at
 from .transfer import Transfer
 
@@ -29,7 +29,7 @@ UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, er
 
 
 class Connection(Transfer):
-    """A TCP connection that the guest opened: the arguments are those of Transfer."""
+    """A TCP connection of the guest's: the arguments are those of Transfer."""
 
     __slots__ = ()
 
@@ -121,7 +121,7 @@ class Connection(Transfer):
         """Cut the connection short in both directions, whatever state it is in."""
         if not self.facts & CLOSED:
             self.error = error
-            self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+            self._send_reset()
             self._abort_host()
 
     def deadline(self) -> float:
@@ -150,13 +150,31 @@ class Connection(Transfer):
         self._learn(TAP_SYN_ACK_SENT)
         self.seq_to_tap = seq.add(self.seq_to_tap, 1)
 
+    def open(self, now: float) -> None:
+        """Ask the guest for a connection that was accepted on the host."""
+        self._syn(now)
+        self._learn(TAP_SYN_SENT)
+        self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+
+    def _syn(self, now: float) -> None:
+        window_field = self._first_window()
+        self.tap.syn(self.seq_ack_from_tap, window_field, self.mss_from_tap, self.ws_to_tap)
+        self.retransmit_at = now + self.round_trip.timeout()
+
     def _syn_ack(self, now: float) -> None:
+        window_field = self._first_window()
+        wscale = self.ws_to_tap if self.wscale_ok else -1
+        self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, window_field, self.mss_from_tap, wscale)
+        self.retransmit_at = now + self.round_trip.timeout()
+
+    def _first_window(self) -> int:
+        """The window of a SYN, and the scale of those to come unless it was said already."""
         self.reading = facts = self.host.facts()
         room = window.room(facts, self.mss_from_tap, self.estimate)
         # The scale has to serve for what the send buffer can become, and is said once
         most = max(facts.wmem_max, facts.sndbuf)
         first = window.select_initial_window(room, self.mss_from_tap, 0, self.wscale_ok, most)
-        if not self.facts & TAP_SYN_ACK_SENT:
+        if not self.facts & (TAP_SYN_ACK_SENT | TAP_SYN_SENT):
             self.ws_to_tap = first.rcv_wscale
         left = self._room_left()
         # RFC 7323, section 2.2: the window of a SYN is not scaled
@@ -165,13 +183,14 @@ class Connection(Transfer):
         self.wnd_edge_to_tap = seq.add(self.seq_from_tap, room)
         if self.trace is not None:
             self.trace(self._account(left, room, room))
-        wscale = self.ws_to_tap if self.wscale_ok else -1
-        self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, room, self.mss_from_tap, wscale)
-        self.retransmit_at = now + self.round_trip.timeout()
+        return room
 
     def _handshake(self, run: Run, now: float) -> bool:
         """A run for a connection that is not established; True if it is now."""
         flags = run.flags
+        if self.facts & TAP_SYN_SENT:
+            self._answer(run, now)
+            return False
         if flags & RST:
             if run.seq == self.seq_from_tap:
                 self._abort_host()
@@ -187,11 +206,33 @@ class Connection(Transfer):
             if flags & ACK:
                 self.tap.segment(run.ack, 0, 0, RST)
             return False
+        self._established(run)
+        return True
+
+    def _established(self, run: Run) -> None:
         self._learn(ESTABLISHED)
         self.seq_ack_from_tap = run.ack
         self.round_trip.backoff = 0
         self.retransmit_at = NEVER
-        return True
+
+    def _answer(self, run: Run, now: float) -> None:
+        """The guest's answer to our SYN (RFC 9293, 3.10.7.3)."""
+        flags = run.flags
+        if flags & ACK and run.ack != self.seq_to_tap:
+            if not flags & RST:
+                self.tap.segment(run.ack, 0, 0, RST)
+        elif flags & RST:
+            if flags & ACK:
+                # Nobody listens: the client on the host has a connection by now, and sees it reset
+                self.error = errno.ECONNREFUSED
+                self._abort_host()
+        elif flags & SYN and flags & ACK:
+            self._syn_from_tap(run)
+            self._established(run)
+            # What the client has said since was reported once, when nobody could take it
+            self.host_readable = True
+            self._ack()
+            self._pump(now)
 
     def _reset_or_syn(self, run: Run) -> None:
         """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, the rest is challenged."""
@@ -218,7 +259,10 @@ class Connection(Transfer):
             self._gone()
             return
         if not established:
-            self._syn_ack(now)
+            if self.facts & TAP_SYN_SENT:
+                self._syn(now)
+            else:
+                self._syn_ack(now)
             return
         if self._in_flight():
             self.recover = self.seq_to_tap

@@ -69,6 +69,9 @@ class TapDoor(Protocol):
     def segment(self, seq: int, ack: int, window: int, flags: int, /) -> int:
         """A segment without payload; `window` as it goes on the wire."""
 
+    def syn(self, seq: int, window: int, mss: int, wscale: int, /) -> int:
+        """A SYN; a `wscale` below 0 leaves the option out."""
+
     def syn_ack(self, seq: int, ack: int, window: int, mss: int, wscale: int, /) -> int:
         """A SYN-ACK; a `wscale` below 0 leaves the option out."""
 

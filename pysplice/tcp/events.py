@@ -5,23 +5,27 @@ say little.  It has facts instead, each of which becomes true once and stays tru
 of the host socket, TAP the side of the guest.  What can happen next follows from the facts alone:
 
 - `REQUIRES[fact]`: all of these must hold before;
+- `ONE_OF[fact]`: one of these at least must hold before;
 - `FORBIDS[fact]`: none of these may hold before.
+
+A connection that the guest opens begins with TAP_SYN_RCVD, one that comes from the host with SOCK_CONNECTED.
 
 Owns nothing, imports no other room.  Only `Connection._learn` changes a connection's facts, by
 `learn()` here, which refuses anything the table does not allow.  Facts are plain ints, because they
 are tested for each run of segments.
 """
 
-TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection
-SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded
+TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection, or agreed to ours
+SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded, or accept()
 TAP_SYN_ACK_SENT = 1 << 2  # so we told the guest
-ESTABLISHED = 1 << 3  # the guest acknowledged our SYN: data may flow
+ESTABLISHED = 1 << 3  # both SYNs are acknowledged: data may flow
 TAP_FIN_RCVD = 1 << 4  # the guest has said all, and we have all of it
 SOCK_FIN_SENT = 1 << 5  # so has the host socket: shutdown() was called
 SOCK_FIN_RCVD = 1 << 6  # the remote host has said all: end of stream read
 TAP_FIN_SENT = 1 << 7  # so we told the guest
 TAP_FIN_ACKED = 1 << 8  # and the guest knows
 CLOSED = 1 << 9  # nothing is left to be done, or it was cut short
+TAP_SYN_SENT = 1 << 10  # we asked the guest for a connection
 
 NAMES = {
     TAP_SYN_RCVD: "TAP_SYN_RCVD",
@@ -34,23 +38,33 @@ NAMES = {
     TAP_FIN_SENT: "TAP_FIN_SENT",
     TAP_FIN_ACKED: "TAP_FIN_ACKED",
     CLOSED: "CLOSED",
+    TAP_SYN_SENT: "TAP_SYN_SENT",
 }
 
 REQUIRES = {
     TAP_SYN_RCVD: 0,
-    SOCK_CONNECTED: TAP_SYN_RCVD,
-    TAP_SYN_ACK_SENT: SOCK_CONNECTED,
-    ESTABLISHED: TAP_SYN_ACK_SENT,
+    SOCK_CONNECTED: 0,
+    TAP_SYN_ACK_SENT: TAP_SYN_RCVD | SOCK_CONNECTED,
+    ESTABLISHED: TAP_SYN_RCVD | SOCK_CONNECTED,
     TAP_FIN_RCVD: ESTABLISHED,
     SOCK_FIN_SENT: TAP_FIN_RCVD,
     SOCK_FIN_RCVD: ESTABLISHED,
     TAP_FIN_SENT: SOCK_FIN_RCVD,
     TAP_FIN_ACKED: TAP_FIN_SENT,
-    CLOSED: TAP_SYN_RCVD,
+    CLOSED: 0,
+    TAP_SYN_SENT: SOCK_CONNECTED,
+}
+
+ONE_OF = {
+    ESTABLISHED: TAP_SYN_ACK_SENT | TAP_SYN_SENT,
+    CLOSED: TAP_SYN_RCVD | SOCK_CONNECTED,
 }
 
 # Nothing becomes true twice, and nothing happens to a closed connection
 FORBIDS = {fact: fact | CLOSED for fact in REQUIRES}
+# Each connection is opened by one side
+FORBIDS[TAP_SYN_SENT] |= TAP_SYN_RCVD
+FORBIDS[TAP_SYN_ACK_SENT] |= TAP_SYN_SENT
 
 # With these a connection has ended in good order
 FINISHED = SOCK_FIN_SENT | TAP_FIN_ACKED
@@ -67,7 +81,7 @@ def names(facts: int) -> str:
 
 def learn(facts: int, fact: int) -> int:
     """The facts with `fact` added; raises IllegalTransition where the table forbids it."""
-    required = REQUIRES[fact]
-    if facts & required != required or facts & FORBIDS[fact]:
+    required, one_of = REQUIRES[fact], ONE_OF.get(fact, 0)
+    if facts & required != required or facts & FORBIDS[fact] or (one_of and not facts & one_of):
         raise IllegalTransition(f"{names(fact)} after {names(facts)}")
     return facts | fact

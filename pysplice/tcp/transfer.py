@@ -15,6 +15,7 @@ from .events import (
     CLOSED,
     ESTABLISHED,
     FINISHED,
+    SOCK_CONNECTED,
     SOCK_FIN_RCVD,
     SOCK_FIN_SENT,
     TAP_FIN_ACKED,
@@ -52,7 +53,8 @@ class Transfer:
     """The state of a connection, and the bytes that pass through it.
 
     `isn` is our initial sequence number towards the guest, `mss` what we offer and bound segments by
-    (bytes).  The run is the guest's SYN.  `queue` bounds what the guest may have unread in the ring of the
+    (bytes).  The run is the guest's SYN; without one the connection comes from the host and stands there
+    already, and open() asks the guest for it.  `queue` bounds what the guest may have unread in the ring of the
     tap, `estimate` what the host socket can still queue.  `trace`, if there is one, is told of each window
     that is advertised and how it came about.
     """
@@ -101,7 +103,7 @@ class Transfer:
         self,
         tap: TapDoor,
         host: HostDoor,
-        run: Run,
+        run: Run | None,
         *,
         isn: int,
         mss: int,
@@ -120,9 +122,9 @@ class Transfer:
         self.error = 0  # errno that ended the connection, 0 for a good end
 
         # From the guest: what we have read, and the right edge that we advertised
-        self.irs = run.seq
-        self.seq_from_tap = seq.add(run.seq, 1)
-        self.wnd_edge_to_tap = self.seq_from_tap
+        self.irs = 0
+        self.seq_from_tap = 0
+        self.wnd_edge_to_tap = 0
         self.mss_from_tap = mss
         self.frame_bytes = 0  # what a frame carries; 0: it is not known yet
         self.kept = 0  # bytes read that the host socket did not take yet
@@ -134,12 +136,11 @@ class Transfer:
         self.seq_to_tap = isn
         self.seq_ack_from_tap = isn
         self.stream_len = 0  # bytes taken from the host socket and not acknowledged
-        self.wnd_from_tap = run.window
-        self.mss_to_tap = min(max(run.mss or MSS_DEFAULT, MSS_MIN), mss)
-        # RFC 7323, section 2.2: both ends scale or none does
-        self.wscale_ok = run.wscale >= 0
-        self.ws_from_tap = run.wscale if self.wscale_ok else 0
-        self.ws_to_tap = 0  # settled with the SYN-ACK
+        self.wnd_from_tap = 0
+        self.mss_to_tap = mss
+        self.wscale_ok = True
+        self.ws_from_tap = 0
+        self.ws_to_tap = 0  # settled with our SYN or SYN-ACK
 
         # Readiness is reported by edges: it holds until the socket said EAGAIN
         self.host_readable = False
@@ -156,6 +157,24 @@ class Transfer:
         self.short_sends = 0
         self.short_bytes = 0  # what it did not take
 
+        if run is None:
+            self._learn(SOCK_CONNECTED)
+        else:
+            self._syn_from_tap(run)
+
+    def _syn_from_tap(self, run: Run) -> None:
+        """What the guest says in its SYN or SYN-ACK."""
+        self.irs = run.seq
+        self.seq_from_tap = seq.add(run.seq, 1)
+        # What our SYN has offered counts from here
+        self.wnd_edge_to_tap = seq.add(self.seq_from_tap, self.wnd_edge_to_tap)
+        self.wnd_from_tap = run.window
+        self.mss_to_tap = min(max(run.mss or MSS_DEFAULT, MSS_MIN), self.mss_from_tap)
+        # RFC 7323, section 2.2: both ends scale or none does
+        self.wscale_ok = run.wscale >= 0
+        self.ws_from_tap = run.wscale if self.wscale_ok else 0
+        if not self.wscale_ok:
+            self.ws_to_tap = 0
         self._learn(TAP_SYN_RCVD)
 
     def _learn(self, fact: int) -> None:
@@ -539,13 +558,18 @@ class Transfer:
     def _broken(self, error: int) -> None:
         """The host socket failed: the guest gets a RST."""
         self.error = error
-        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self._send_reset()
         self.host.close()
         self._learn(CLOSED)
 
+    def _send_reset(self) -> None:
+        # There is nothing to acknowledge before the guest's SYN
+        flags = RST | ACK if self.facts & TAP_SYN_RCVD else RST
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, flags)
+
     def _gone(self) -> None:
         """The guest answers no more."""
-        self.tap.segment(self.seq_to_tap, self.seq_from_tap, 0, RST | ACK)
+        self._send_reset()
         self.error = errno.ETIMEDOUT
         self._abort_host()
 

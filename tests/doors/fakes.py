@@ -67,6 +67,12 @@ class FakeTap:
         self.sent.append(Segment(seq, ack, window, flags))
         return 0
 
+    def syn(self, seq, window, mss, wscale):
+        if self.down:
+            return -errno.EIO
+        self.sent.append(Segment(seq, 0, window, SYN, b"", mss, wscale))
+        return 0
+
     def syn_ack(self, seq, ack, window, mss, wscale):
         if self.down:
             return -errno.EIO

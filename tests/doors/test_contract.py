@@ -83,7 +83,7 @@ class Real:
             part = payload[start : start + 60_000]
             self.guest.send(segment(4, part, seq=at))
             at += len(part)
-        ((run,), _) = self.tap.drain()
+        ((run,), _, _) = self.tap.drain()
         assert run.length == len(payload)
         return run.handle
 
@@ -357,6 +357,11 @@ def tap(request):
 def test_segment(tap):
     assert tap.door.segment(1, 2, 3, RST | ACK) == 0
     assert tap.sent() == [Segment(1, 2, 3, RST | ACK)]
+
+
+def test_syn(tap):
+    assert tap.door.syn(2**32 - 1, 65535, 1460, 7) == 0
+    assert tap.sent() == [Segment(2**32 - 1, 0, 65535, SYN, b"", 1460, 7)]
 
 
 @pytest.mark.parametrize("wscale", (-1, 0, 14))

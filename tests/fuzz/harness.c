@@ -19,7 +19,7 @@ static uint32_t rnd(void)
 	return (uint32_t)(state >> 33);
 }
 
-static unsigned long counts[3];
+static unsigned long counts[4];
 
 static void feed(const uint8_t *data, size_t len)
 {
@@ -32,12 +32,41 @@ static void feed(const uint8_t *data, size_t len)
 		enum frame_kind kind = frame_parse(frame, len, trusted, &seg);
 
 		counts[kind]++;
-		if (kind == FRAME_TCP &&
+		if ((kind == FRAME_TCP || kind == FRAME_UDP) &&
 		    ((size_t)seg.payload + seg.len > len ||
 		     (seg.key_len != KEY4_LEN && seg.key_len != KEY6_LEN)))
 			abort();
 	}
 	free(frame);
+}
+
+/* The same for frame_build_udp(). */
+static size_t valid_udp(uint8_t *out, int ipv4, size_t payload)
+{
+	uint8_t template[TEMPLATE6_LEN] = {0}, headers[HEADERS_MAX], body[256];
+	size_t template_len = ipv4 ? TEMPLATE4_LEN : TEMPLATE6_LEN, n;
+	uint8_t *ip = template + ETH_LEN;
+
+	template[12] = ipv4 ? 0x08 : 0x86;
+	template[13] = ipv4 ? 0x00 : 0xdd;
+	ip[0] = ipv4 ? 0x45 : 0x60;
+	ip[ipv4 ? 8 : 7] = 64;
+	ip[ipv4 ? 9 : 6] = 17;
+	if (ipv4) {
+		memcpy(ip + 12, "\x0a\x00\x02\x0f\xc0\x00\x02\x07", 8);
+	} else {
+		ip[8] = ip[24] = 0xfd;
+		ip[23] = 1;
+		ip[39] = 2;
+	}
+	memcpy(template + template_len - 4, "\x9c\x40\x00\x50", 4);
+	for (size_t i = 0; i < payload; i++)
+		body[i] = (uint8_t)rnd();
+	n = frame_build_udp(headers, template, template_len, payload,
+			    csum_add(body, payload, 0), 0, 0);
+	memcpy(out, headers, n);
+	memcpy(out + n, body, payload);
+	return n + payload;
 }
 
 /* A frame that frame_build() made, which frame_parse() has to accept. */
@@ -91,13 +120,19 @@ int main(int argc, char **argv)
 	state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
 
 	for (int ipv4 = 0; ipv4 < 2; ipv4++) {
-		for (int kind = 0; kind < 3; kind++) {
+		for (int kind = 0; kind < 5; kind++) {
 			uint8_t flags = kind ? TCP_ACK : TCP_SYN;
-			size_t len = valid(frame, ipv4, flags, kind == 2 ? 101 : 0);
+			size_t payload = kind == 2 || kind == 4 ? 101 : 0;
+			size_t len = kind < 3 ?
+					     valid(frame, ipv4, flags, payload) :
+					     valid_udp(frame, ipv4, payload);
 			struct segment seg;
 
-			if (frame_parse(frame, len, 0, &seg) != FRAME_TCP)
+			if (frame_parse(frame, len, 0, &seg) !=
+			    (kind < 3 ? FRAME_TCP : FRAME_UDP))
 				return 2;
+			if (kind >= 3 && seg.len != payload)
+				return 3;
 			for (size_t i = 0; i < len; i++) {
 				uint8_t was = frame[i];
 
@@ -112,15 +147,18 @@ int main(int argc, char **argv)
 	}
 
 	for (unsigned long i = 0; i < count; i++) {
-		size_t len = valid(frame, (int)(rnd() & 1),
-				   (uint8_t)(rnd() & 1 ? TCP_SYN : TCP_ACK),
-				   rnd() % 200);
+		uint8_t flags = rnd() & 1 ? TCP_SYN : TCP_ACK;
+		size_t payload = rnd() % 200;
+		int ipv4 = (int)(rnd() & 1);
+		size_t len = rnd() % 3 ? valid(frame, ipv4, flags, payload) :
+					 valid_udp(frame, ipv4, payload);
 
 		/* From a few changed bytes to nothing but noise */
 		for (uint32_t n = rnd() % 8 ? rnd() % 4 : 1000; n; n--)
 			frame[rnd() % len] = (uint8_t)rnd();
 		feed(frame, rnd() % 4 ? len : rnd() % (len + 1));
 	}
-	printf("%lu bad, %lu TCP, %lu other\n", counts[0], counts[1], counts[2]);
+	printf("%lu bad, %lu TCP, %lu UDP, %lu other\n", counts[0], counts[1],
+	       counts[2], counts[3]);
 	return 0;
 }

@@ -28,8 +28,8 @@ def test_frames_one_by_one(tmp_path):
     sources = [ROOT / "tests/fuzz/harness.c", ROOT / "cext/frame.c", ROOT / "cext/csum.c"]
     run("gcc", *FLAGS, "-Wall", "-Wextra", "-o", str(harness), *map(str, sources))
     out = run(str(harness), "300000", "7").stdout
-    bad, tcp, _ = (int(part.split()[0]) for part in out.split(","))
-    assert bad > 100_000 and tcp > 10_000  # both roads were taken
+    bad, tcp, udp, _ = (int(part.split()[0]) for part in out.split(","))
+    assert bad > 100_000 and tcp > 10_000 and udp > 10_000  # all roads were taken
 
 
 @needs_gcc

@@ -12,8 +12,8 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
+from pysplice.births import MSS_MAX_VNET
 from pysplice.flows import HALF_OPEN_MAX
-from pysplice.proxy import MSS_MAX_VNET
 from pysplice.services.icmp import checksum
 
 from ..support.transfer import Background, transfer

@@ -3,6 +3,8 @@
 scene = Scene()                 the guest's SYN has arrived, connect() is under way
 scene.connected()               connect() succeeds: takes and returns the SYN-ACK
 scene.established()             ... and the guest acknowledges it
+Scene(inbound=True)             the other way round: a client was accepted, and the guest is asked
+scene.answered()                the guest's SYN-ACK: takes and returns what it gets for it
 scene.guest(b"data", flags=)    the guest sends a segment in order; what it gets in return
 scene.remote(b"data")           the remote host sends; what the guest gets
 scene.ack(n)                    the guest acknowledges n bytes more
@@ -33,6 +35,7 @@ class Scene:
         trace=None,
         irs: int = IRS,
         isn: int = ISN,
+        inbound: bool = False,
         **host,
     ) -> None:
         self.now = 1000.0
@@ -44,9 +47,11 @@ class Scene:
         self.isn = isn
         self.syn = FakeRun(irs, 0, window_, SYN, mss=guest_mss, wscale=wscale)
         self.connection = Connection(
-            self.tap, self.host, self.syn, isn=isn, mss=mss, queue=self.queue, now=self.now,
-            estimate=estimate, trace=trace,
+            self.tap, self.host, None if inbound else self.syn, isn=isn, mss=mss, queue=self.queue,
+            now=self.now, estimate=estimate, trace=trace,
         )  # fmt: skip
+        if inbound:
+            self.connection.open(self.now)
 
     @property
     def facts(self) -> int:
@@ -71,6 +76,12 @@ class Scene:
         self.guest(b"", window=512)
         assert self.facts & ESTABLISHED
         return self
+
+    def answered(self, **fields) -> list[Segment]:
+        fields = {"ack": self.acked, "window": self.syn.window, "flags": SYN | ACK} | fields
+        run = FakeRun(self.syn.seq, mss=self.syn.mss, wscale=self.syn.wscale, **fields)
+        self.connection.on_tap(run, self.now)
+        return self.tap.take()
 
     def guest(self, payload: bytes = b"", flags: int = ACK, at: int = 0, **fields) -> list[Segment]:
         """A segment, `at` bytes off what is due; a segment in order moves that on."""

@@ -569,3 +569,87 @@ def test_a_call_too_early_does_nothing():
 
 def test_connecting_has_no_timer_of_ours():
     assert Scene().connection.deadline() == NEVER
+
+
+# Opened by the host
+
+
+def inbound(**fields) -> Scene:
+    scene = Scene(inbound=True, **fields)
+    (syn,) = scene.tap.take()
+    assert (syn.flags, syn.seq, syn.ack, syn.mss, syn.wscale) == (SYN, ISN, 0, 1460, 7)
+    assert syn.window == 65535
+    return scene
+
+
+def test_a_client_on_the_host_reaches_the_guest():
+    scene = inbound()
+    scene.host.inbox += b"early"
+    assert scene.ready() == []  # nobody to take it yet
+    ack, data = scene.answered()
+    assert (ack.flags, ack.ack, ack.seq) == (ACK, scene.next, scene.acked)
+    assert data.payload == b"early"
+    assert scene.facts & ESTABLISHED
+    scene.ack(5)
+    scene.guest(b"answer")
+    scene.host.drain()
+    assert scene.host.wire == b"answer"
+    (data,) = scene.remote(b"more")
+    assert data.payload == b"more"
+
+
+def test_the_answer_is_awaited_and_asked_for_again():
+    scene = inbound()
+    syns = scene.advance(300)
+    assert [s.flags for s in syns] == [SYN] * SYN_ACK_RETRIES + [RST]
+    assert {s.seq for s in syns[:-1]} == {ISN}
+    assert scene.host.closed == "aborted"
+
+
+def test_nobody_listens_in_the_guest():
+    scene = inbound()
+    assert scene.answered(flags=RST | ACK) == []
+    assert scene.host.closed == "aborted"
+    assert scene.connection.error == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("flags", (RST, RST | ACK, SYN, ACK, SYN | ACK, 0))
+def test_strangers_do_not_answer_for_the_guest(flags):
+    """RFC 9293, 3.10.7.3: what does not acknowledge our SYN is nothing to us."""
+    scene = inbound()
+    sent = scene.answered(flags=flags, ack=scene.acked + 1)
+    assert [s.flags for s in sent] == ([RST] if flags & ACK and not flags & RST else [])
+    assert not scene.facts & (ESTABLISHED | CLOSED)
+    assert scene.answered() and scene.facts & ESTABLISHED
+
+
+def test_the_client_leaves_before_the_guest_answers():
+    scene = inbound()
+    scene.host.failure = errno.ECONNRESET
+    (reset,) = scene.ready(ERROR | HANGUP)
+    assert (reset.flags, reset.seq) == (RST, scene.acked)
+    assert scene.facts & CLOSED
+
+
+def test_a_guest_that_does_not_scale_back():
+    scene = inbound(wscale=-1)
+    scene.answered()
+    (ack,) = scene.guest(b"x" * 100, window=65535)
+    assert ack.window == 65535
+    assert scene.connection.wnd_from_tap == 65535
+
+
+def test_the_first_window_holds_for_the_first_data():
+    """What the SYN offers is what the guest may send at once, whatever its own numbers are."""
+    scene = inbound()
+    scene.answered()
+    scene.guest(b"y" * 60000)
+    scene.host.drain()
+    assert scene.host.wire == b"y" * 60000
+
+
+def test_a_syn_ack_again_is_acknowledged_again():
+    scene = inbound()
+    scene.answered()
+    (ack,) = scene.answered()
+    assert (ack.flags, ack.ack) == (ACK, scene.next)

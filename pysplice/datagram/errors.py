@@ -1,0 +1,91 @@
+"""ICMP errors: from the error queue of a socket (ip(7), IP_RECVERR) to the guest.
+
+Owns nothing.  Imports the packet builders of `services`.
+"""
+
+import socket
+import struct
+
+from ..services import icmp
+
+IP_RECVERR, IPV6_RECVERR = 11, 25
+# struct sock_extended_err: errno, origin, type, code, pad, info, data; then the offender's address
+EXTENDED = struct.Struct("=IBBBBII")
+ORIGIN_LOCAL, ORIGIN_ICMP, ORIGIN_ICMP6 = 1, 2, 3
+ICMP_FRAGMENTATION_NEEDED = (3, 4)
+ICMPV6_TOO_BIG = (2, 0)
+QUEUE_MAX = 16  # errors of one socket at a time
+DATA_MAX = 1500
+
+
+def enable(sock: socket.socket) -> None:
+    """Have the kernel queue what ICMP says about the socket's packets."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+
+
+def frames(sock: socket.socket, key: bytes, protocol: int, mac: bytes, guest_mac: bytes) -> list[bytes]:
+    """What the guest is to be told: Ethernet frames, for the errors that wait.
+
+    `key`: source and destination address of the guest's packets, then 4 bytes that they begin with (ports); the
+    rest of UDP's header is made up.  The error comes from who has sent it, or from the destination where the
+    guest knows that by another address.
+    """
+    made = []
+    for _ in range(QUEUE_MAX):
+        try:
+            data, ancillary, _, _ = sock.recvmsg(DATA_MAX, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+        except OSError:
+            break
+        for level, kind, value in ancillary:
+            if (level, kind) in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
+                frame = _frame(value, data, sock, key, protocol, mac, guest_mac)
+                if frame is not None:
+                    made.append(frame)
+    return made
+
+
+def _frame(
+    value: bytes, data: bytes, sock: socket.socket, key: bytes, protocol: int, mac: bytes, guest_mac: bytes
+) -> bytes | None:
+    _, origin, kind, code, _, info, _ = EXTENDED.unpack_from(value)
+    ipv4 = len(key) == 12
+    if origin == ORIGIN_LOCAL and info:
+        kind, code = ICMP_FRAGMENTATION_NEEDED if ipv4 else ICMPV6_TOO_BIG
+    elif origin not in (ORIGIN_ICMP, ORIGIN_ICMP6):
+        return None
+    source = _source(value[EXTENDED.size :], sock, key)
+    if (kind, code) not in (ICMP_FRAGMENTATION_NEEDED, ICMPV6_TOO_BIG):
+        info = 0
+    return icmp.error_frame(quoted(key, protocol, data, guest_mac, mac), kind, code, info, mac, source)
+
+
+def quoted(key: bytes, protocol: int, data: bytes, guest_mac: bytes, mac: bytes) -> bytes:
+    """The guest's frame once more, as far as it is known."""
+    if protocol == socket.IPPROTO_UDP:
+        data = key[-4:] + struct.pack("!HH", 8 + len(data), 0) + data
+    ipv4 = len(key) == 12
+    addresses = key[:-4]
+    if ipv4:
+        packet = icmp.ipv4_packet(addresses[:4], addresses[4:], protocol, data)
+    else:
+        packet = struct.pack("!IHBB", 6 << 28, len(data), protocol, 255) + addresses + data
+    return mac + guest_mac + (b"\x08\x00" if ipv4 else b"\x86\xdd") + packet
+
+
+def _source(offender: bytes, sock: socket.socket, key: bytes) -> bytes:
+    """Who the guest hears it from."""
+    ipv4 = len(key) == 12
+    destination = key[4:8] if ipv4 else key[16:32]
+    (family,) = struct.unpack_from("=H", offender.ljust(2, b"\0"))
+    packed = offender[4:8] if ipv4 else offender[8:24]
+    if family != (socket.AF_INET if ipv4 else socket.AF_INET6) or not any(packed):
+        return destination
+    try:
+        peer = socket.inet_pton(sock.family, sock.getpeername()[0].partition("%")[0])
+    except OSError:
+        return destination
+    # Where the destination is another address on the host, what is between is the host's too
+    return packed if peer == destination else destination

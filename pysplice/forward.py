@@ -1,0 +1,439 @@
+"""Listeners and port policy: who may be born from the other side.
+
+Owns every listening socket, on the host and in the guest's namespace, and the epoll instance that watches them.
+Imports `ports`, `inside`, `translate`, `config` and `_cext`.  What becomes of a client is for proxy.py to say.
+
+With `auto`, a port is open here while somebody listens on its target over there.  That is asked of the kernel
+(sock_diag) once a second, as one bit for each port, so a scan costs the same for any number of rules.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import _cext
+from .config import ConfigError
+from .inside import Inside, make
+from .ports import GUEST, HOST, TCP, UDP, Rule, overlap
+from .translate import unpack
+
+LINK_LOCAL = b"\xfe\x80"
+LOOPBACK6 = bytes(15) + b"\x01"
+
+EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
+EPHEMERAL_DEFAULT = (32768, 60999)
+
+NETLINK_SOCK_DIAG = 4
+SCAN_EVERY = 1.0  # seconds, as pasta
+
+ACCEPTS_PER_EVENT = 64
+BACKLOG = 4096  # the kernel bounds it by net.core.somaxconn
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that listens on `port` for a rule; clients go to `target` on the other side."""
+
+    sock: socket.socket
+    rule: Rule
+    port: int
+
+    @property
+    def target(self) -> int:
+        return self.rule.target(self.port)
+
+
+class Policy:
+    """Where clients are led, and by which way.
+
+    `guest4`, `guest6`: the guest's addresses, packed, empty if it has none; where `follow4` and `follow6` say so, the
+    last that it has shown.  `splice`: loopback takes the short cut; `loopback_kept`: to the same loopback address.
+    """
+
+    def __init__(
+        self,
+        guest4: bytes = b"",
+        guest6: bytes = b"",
+        *,
+        follow4: bool = True,
+        follow6: bool = True,
+        splice: bool = True,
+        loopback_kept: bool = False,
+    ) -> None:
+        self.guest4 = guest4
+        self.guest6 = guest6
+        self._follow4 = follow4
+        self._follow6 = follow6
+        self._splice = splice
+        self._loopback_kept = loopback_kept
+
+    def learn(self, source: bytes) -> None:
+        """The guest has sent from this address."""
+        if len(source) == 4:
+            if self._follow4:
+                self.guest4 = source
+        elif self._follow6 and source[:2] != LINK_LOCAL:
+            self.guest6 = source
+
+    def short_cut(self, rule: Rule, client: bytes) -> bool:
+        """True for a client that does not pass the tap."""
+        if rule.side == GUEST or rule.path:
+            return True
+        loopback = client[0] == 127 if len(client) == 4 else client == LOOPBACK6
+        return loopback and rule.to_address is None and self._splice
+
+    def beyond(self, listener: Listener, local: bytes) -> tuple[str, int]:
+        """Where the server of a short cut is; `local` is the address that the client has used, or empty."""
+        ipv6 = len(local) == 16
+        if local and (listener.rule.side == GUEST or self._loopback_kept):
+            return unpack(local), listener.target
+        guest = b"" if self._loopback_kept else self.guest6 if ipv6 else self.guest4 or self.guest6
+        return unpack(guest) if guest else "::1" if ipv6 else "127.0.0.1", listener.target
+
+    def guest(self, rule: Rule, client: bytes) -> bytes:
+        """Where a client is led by the tap; empty if the guest has no address of that version."""
+        if rule.to_address is not None:
+            guest = rule.to_address.packed
+            return guest if len(guest) == len(client) else b""
+        return self.guest4 if len(client) == 4 else self.guest6
+
+
+def ephemeral_ports() -> tuple[int, int]:
+    """net.ipv4.ip_local_port_range: ports that the kernel gives away by itself."""
+    try:
+        with open(EPHEMERAL_PATH) as file:
+            low, high = file.read().split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return EPHEMERAL_DEFAULT
+
+
+def bits(first: int, last: int) -> int:
+    """The bits `first` to `last`."""
+    return ((1 << (last - first + 1)) - 1) << first
+
+
+def ones(number: int) -> Iterator[int]:
+    """The bits that are set."""
+    while number:
+        low = number & -number
+        yield low.bit_length() - 1
+        number ^= low
+
+
+class Forward:
+    """All rules and their listeners.
+
+    `accepted(listener, sock, address)` is called for each TCP client, `arrived(listener)` when a UDP listener
+    has something; `warn` with what a person should know; `later(seconds, call)` is the loop's timer.
+    """
+
+    def __init__(
+        self,
+        inside: Inside | None,
+        *,
+        ipv4: bool,
+        ipv6: bool,
+        freebind: bool,
+        accepted: Callable[[Listener, socket.socket, Any], None],
+        arrived: Callable[[Listener], None],
+        warn: Callable[[str], None],
+        later: Callable[[float, Callable[[], None]], Any],
+    ) -> None:
+        self.epoll = select.epoll()
+        self.rules: list[Rule] = []
+        self._inside = inside
+        self._ipv4 = ipv4
+        self._ipv6 = ipv6
+        self._freebind = freebind
+        self._accepted = accepted
+        self._arrived = arrived
+        self._warn = warn
+        self._later = later
+        self._paused: set[int] = set()
+        self._by_fd: dict[int, Listener] = {}
+        self._listeners: dict[tuple[Rule, int], Listener] = {}
+        self._asked: set[tuple[Rule, int]] = set()
+        self._complained: set[tuple[Rule, int]] = set()
+        self._ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
+        self._diag: dict[str, socket.socket] = {}
+        self._ephemeral = bits(*ephemeral_ports())
+
+    def fileno(self) -> int:
+        return self.epoll.fileno()
+
+    # Rules
+
+    def add(self, rule: Rule) -> None:
+        """Follow a rule from now on; raises ConfigError if its ports cannot be bound."""
+        other = next((other for other in self.rules if overlap(rule, other)), None)
+        if other is not None:
+            raise ConfigError(f"'{rule}' overlaps '{other}'")
+        if rule.side == GUEST and self._inside is None:
+            raise ConfigError("there is no process in the namespace to listen there")
+        if not rule.auto:
+            self._open_all(rule)
+        self.rules.append(rule)
+
+    def remove(self, rule: Rule) -> None:
+        """Listen no more; connections stay.  Raises ConfigError if there is no such rule."""
+        if rule not in self.rules:
+            raise ConfigError(f"'{rule}' is not forwarded")
+        self.rules.remove(rule)
+        for key in [key for key in self._listeners if key[0] == rule]:
+            self._close(key)
+
+    def _ports(self, rule: Rule) -> int:
+        """The ports that a rule may listen on, as bits."""
+        wanted = bits(rule.first, rule.last)
+        return wanted & ~self._ephemeral if rule.weak else wanted
+
+    def _open_all(self, rule: Rule) -> None:
+        error: OSError | None = None
+        for port in ones(self._ports(rule)):
+            try:
+                self._keep(rule, port, self._bind(rule, port))
+            except OSError as e:
+                error = e
+                if not rule.weak:
+                    break
+                if e.errno in (errno.EMFILE, errno.ENFILE):
+                    break
+        opened = [key for key in self._listeners if key[0] == rule]
+        if error is not None and (not rule.weak or not opened):
+            for key in opened:
+                self._close(key)
+            where = rule.path or (f"port {port}" if rule.address is None else f"{rule.address} port {port}")
+            raise ConfigError(f"cannot listen on {where} ({rule.protocol}): {error.strerror}")
+
+    def _bind(self, rule: Rule, port: int) -> socket.socket:
+        """The listening socket, now; raises OSError."""
+        if rule.path:
+            return listen_unix(rule.path)
+        request = self._request(rule, port)
+        if rule.side == HOST:
+            try:
+                return make(request)
+            except OSError as e:
+                if e.errno != errno.EAFNOSUPPORT or rule.address is not None:
+                    raise
+                # A kernel without IPv6
+                return make({**request, "family": int(socket.AF_INET), "bind": ["0.0.0.0", port]})
+        assert self._inside is not None
+        return self._inside.fetch(request)
+
+    def _request(self, rule: Rule, port: int) -> dict[str, Any]:
+        """What inside.make() makes a listener of."""
+        address = rule.address
+        version = address.version if address is not None else 6 if self._ipv6 else 4
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        request: dict[str, Any] = {
+            "family": int(family),
+            "kind": int(socket.SOCK_STREAM if rule.protocol == TCP else socket.SOCK_DGRAM),
+            "bind": [str(address) if address is not None else "::" if version == 6 else "0.0.0.0", port],
+            "backlog": BACKLOG,
+            "freebind": self._freebind,
+            # The guest's side is its loopback interface alone
+            "device": "lo" if rule.side == GUEST else rule.interface,
+        }
+        if version == 6:
+            request["v6only"] = int(address is not None or not self._ipv4)
+        return request
+
+    def _keep(self, rule: Rule, port: int, sock: socket.socket) -> None:
+        listener = Listener(sock, rule, port)
+        self._listeners[rule, port] = listener
+        self._by_fd[sock.fileno()] = listener
+        self._ours[rule.side, rule.protocol] |= 1 << port
+        self.epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _close(self, key: tuple[Rule, int]) -> None:
+        listener = self._listeners.pop(key)
+        rule, port = key
+        del self._by_fd[listener.sock.fileno()]
+        self.epoll.unregister(listener.sock.fileno())
+        listener.sock.close()
+        if rule.path:
+            with contextlib.suppress(OSError):
+                os.unlink(rule.path)
+        if not any(
+            p == port and (r.side, r.protocol) == (rule.side, rule.protocol) for r, p in self._listeners
+        ):
+            self._ours[rule.side, rule.protocol] &= ~(1 << port)
+
+    # Clients
+
+    def on_ready(self) -> None:
+        """Some listeners have clients."""
+        for fd, _ in self.epoll.poll(0):
+            listener = self._by_fd.get(fd)
+            if listener is None:
+                continue
+            if listener.rule.protocol == UDP:
+                self._arrived(listener)
+            else:
+                self._accept(listener)
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(ACCEPTS_PER_EVENT):
+            try:
+                sock, address = listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as e:
+                if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(listener, e)
+                    return
+                continue  # it has gone again (accept(2))
+            sock.setblocking(False)
+            self._accepted(listener, sock, address)
+
+    def _pause(self, listener: Listener, error: OSError) -> None:
+        """There is no descriptor for a client: look again in a while, not all the time."""
+        self._warn(f"a client on port {listener.port} has to wait: {error.strerror}")
+        if not self._paused:
+            self._later(SCAN_EVERY, self._resume)
+        fd = listener.sock.fileno()
+        self._paused.add(fd)
+        self.epoll.modify(fd, 0)
+
+    def _resume(self) -> None:
+        for fd in self._paused & self._by_fd.keys():
+            self.epoll.modify(fd, select.EPOLLIN)
+        self._paused.clear()
+
+    # Ports that follow others
+
+    @property
+    def scanning(self) -> bool:
+        """True if a rule says `auto`."""
+        return any(rule.auto for rule in self.rules)
+
+    def scan(self) -> None:
+        """Open and close listeners as their targets have been bound and released."""
+        bound: dict[tuple[str, str], int] = {}
+        for rule in self.rules:
+            if not rule.auto:
+                continue
+            other = GUEST if rule.side == HOST else HOST
+            if (other, rule.protocol) not in bound:
+                try:
+                    bound[other, rule.protocol] = self._bound(other, rule.protocol)
+                except OSError as e:
+                    self._warn(f"cannot read the ports of the {other}: {e.strerror}")
+                    return
+            self._follow(rule, bound[other, rule.protocol])
+
+    def _follow(self, rule: Rule, bound: int) -> None:
+        wanted = self._ports(rule) & (bound >> rule.to_first << rule.first)
+        have = 0
+        for held, port in self._listeners:
+            if held == rule:
+                have |= 1 << port
+        for port in ones(have & ~wanted):
+            self._close((rule, port))
+        for port in ones(wanted & ~have):
+            self._open_later(rule, port)
+        self._complained -= {
+            (held, port) for held, port in self._complained if held == rule and not wanted >> port & 1
+        }
+
+    def _open_later(self, rule: Rule, port: int) -> None:
+        key = (rule, port)
+        if rule.side == HOST:
+            try:
+                self._keep(rule, port, self._bind(rule, port))
+            except OSError as e:
+                self._complain(key, e.errno or errno.EIO)
+        elif self._inside is not None and key not in self._asked:
+            self._asked.add(key)
+
+            def done(socks: list[socket.socket], error: int) -> None:
+                self._asked.discard(key)
+                if error:
+                    self._complain(key, error)
+                elif rule in self.rules and key not in self._listeners:
+                    self._keep(rule, port, socks[0])
+                else:
+                    socks[0].close()
+
+            self._inside.ask(self._request(rule, port), done)
+
+    def _complain(self, key: tuple[Rule, int], error: int) -> None:
+        if key not in self._complained:
+            self._complained.add(key)
+            rule, port = key
+            self._warn(f"cannot follow {rule.protocol} port {port}: {os.strerror(error)}")
+
+    def _bound(self, side: str, protocol: str) -> int:
+        """The ports that somebody but us listens on, as bits; UDP's follow TCP's too, as pasta has it."""
+        if side not in self._diag:
+            request = {"family": int(socket.AF_NETLINK), "kind": int(socket.SOCK_RAW)}
+            request["protocol"] = NETLINK_SOCK_DIAG
+            if side == HOST:
+                self._diag[side] = make(request)
+            elif self._inside is not None:
+                self._diag[side] = self._inside.fetch(request)
+        fd = self._diag[side].fileno()
+        bound = 0
+        for kind in (TCP,) if protocol == TCP else (TCP, UDP):
+            number = socket.IPPROTO_TCP if kind == TCP else socket.IPPROTO_UDP
+            found = 0
+            for family in (socket.AF_INET, socket.AF_INET6):
+                try:
+                    found |= int.from_bytes(_cext.bound_ports(fd, family, number), "little")
+                except FileNotFoundError:
+                    continue  # the kernel has no such protocol
+            bound |= found & ~self._ours[side, kind]
+        return bound & ~self._ours[side, protocol]
+
+    def listening(self) -> Iterable[Listener]:
+        return list(self._listeners.values())
+
+    def close(self) -> None:
+        for key in list(self._listeners):
+            self._close(key)
+        for sock in self._diag.values():
+            sock.close()
+        self.epoll.close()
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A UNIX socket that listens; one that nobody listens on any more is replaced.  Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE or not _abandoned(path):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _abandoned(path: str) -> bool:
+    """True if there is a socket at `path`, and nobody listens."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False

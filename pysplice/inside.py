@@ -1,0 +1,198 @@
+"""Sockets of the guest's namespace: a process in there makes them, and hands them over.
+
+Owns the connection to that process and the sockets that wait for their use.  Imports no other room.  `serve`
+is what the process runs; `Inside` is our end of it.
+
+A socket belongs to the network namespace that it was made in, whoever uses it.  To enter the guest's takes
+capabilities that this process does not have, or gives up; so a small process stays in there that does nothing
+else.  Requests and answers are packets on a socket pair, the descriptors travel as SCM_RIGHTS.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MESSAGE_MAX = 4096
+FDS_MAX = 64
+
+# TCP sockets made in advance for each version of IP: a connection then needs no round trip to the process
+POOL = 16
+FETCH_TIMEOUT = 2  # seconds
+
+IP_PKTINFO = 8
+IP_FREEBIND = 15
+IPV6_FREEBIND = 78
+
+Taken = Callable[["socket.socket | None", int], None]
+
+
+def serve(control: socket.socket) -> None:
+    """Make sockets until the other end is closed.
+
+    A request has `family`, `kind`, `protocol` and `count`, or `bind` (an address for bind(2)): then with
+    `backlog` for one that listens, `device` to bind it to, `v6only` and `freebind`; or with `reuse` for one that
+    is to be connected beside a listener, and `any` if its port may be another where it must.  The answer has
+    the same `tag` and an `errno`, and the sockets.
+    """
+    while True:
+        message = control.recv(MESSAGE_MAX)
+        if not message:
+            return
+        request = json.loads(message)
+        made: list[socket.socket] = []
+        error = 0
+        try:
+            for _ in range(min(request.get("count", 1), FDS_MAX)):
+                made.append(make(request))
+        except OSError as e:
+            error = 0 if made else e.errno or errno.EIO
+        answer = json.dumps({"tag": request["tag"], "errno": error}).encode()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(control, [answer], [sock.fileno() for sock in made])
+        for sock in made:
+            sock.close()
+
+
+def make(request: dict[str, Any]) -> socket.socket:
+    """The socket that a request asks for, in the namespace that we are in; raises OSError."""
+    family, kind = request["family"], request["kind"]
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, request.get("protocol", 0))
+    try:
+        if family == socket.AF_INET6 and "v6only" in request:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, request["v6only"])
+        if request.get("device"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, request["device"].encode())
+        if request.get("freebind"):
+            level, option = (
+                (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (0, IP_FREEBIND)
+            )
+            sock.setsockopt(level, option, 1)
+        if "bind" in request:
+            _bind(sock, request)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, request: dict[str, Any]) -> None:
+    stream = sock.type == socket.SOCK_STREAM
+    if stream or request.get("reuse"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    else:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        if sock.family == socket.AF_INET or not request.get("v6only", 1):
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    address = tuple(request["bind"])
+    try:
+        sock.bind(address)
+    except OSError as e:
+        if not request.get("any") or e.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        sock.bind((address[0], 0))
+    if stream:
+        sock.listen(request.get("backlog", 128))
+    else:
+        # Only now: two that listen must not share a port unnoticed; the connected sockets of its flows may
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+class Inside:
+    """Asks the process in the namespace.  Nothing here waits for it but `fetch`."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._tag = 0
+        self._waiting: dict[int, Callable[[list[socket.socket], int], None]] = {}
+        self._pools: dict[int, deque[socket.socket]] = {socket.AF_INET: deque(), socket.AF_INET6: deque()}
+        self._claims: dict[int, deque[Taken]] = {socket.AF_INET: deque(), socket.AF_INET6: deque()}
+        self._filling: dict[int, bool] = {socket.AF_INET: False, socket.AF_INET6: False}
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    def ask(self, request: dict[str, Any], done: Callable[[list[socket.socket], int], None]) -> None:
+        """`done` gets the sockets and 0, or none and an errno, later."""
+        self._tag += 1
+        message = json.dumps({**request, "tag": self._tag}).encode()
+        try:
+            self._control.send(message, socket.MSG_DONTWAIT)
+        except OSError as e:
+            done([], e.errno or errno.EIO)
+            return
+        self._waiting[self._tag] = done
+
+    def on_ready(self) -> None:
+        """The process has answered; raises ConnectionError once it is gone."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._answer(socket.MSG_DONTWAIT)
+
+    def _answer(self, flags: int) -> None:
+        message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX, flags)
+        socks = [socket.socket(fileno=fd) for fd in fds]
+        if not message:
+            for tag in list(self._waiting):
+                self._waiting.pop(tag)([], errno.ENETDOWN)
+            raise ConnectionError("the process in the namespace is gone")
+        answer = json.loads(message)
+        done = self._waiting.pop(answer.get("tag"), None)
+        if done is not None:
+            done(socks, answer["errno"])
+
+    def fetch(self, request: dict[str, Any]) -> socket.socket:
+        """One socket, now: before the loop runs, or because somebody waits for it; raises OSError."""
+        result: list[tuple[list[socket.socket], int]] = []
+        self.ask(request, lambda socks, error: result.append((socks, error)))
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while not result:
+            if not poll.poll(FETCH_TIMEOUT * 1000):
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            with contextlib.suppress(BlockingIOError):
+                self._answer(socket.MSG_DONTWAIT)
+        socks, error = result[0]
+        if error:
+            raise OSError(error, os.strerror(error))
+        return socks[0]
+
+    # TCP sockets made in advance
+
+    def stream(self, family: int, taken: Taken) -> None:
+        """A TCP socket, at once as a rule: `taken` gets it, or None and an errno."""
+        pool = self._pools[family]
+        if pool:
+            taken(pool.popleft(), 0)
+        else:
+            self._claims[family].append(taken)
+        self.fill(family)
+
+    def fill(self, family: int) -> None:
+        """See that half of the pool is there."""
+        if len(self._pools[family]) > POOL // 2 or self._filling[family]:
+            return
+        self._filling[family] = True
+        request = {"family": family, "kind": int(socket.SOCK_STREAM), "count": POOL}
+        self.ask(request, lambda socks, error: self._filled(family, socks, error))
+
+    def _filled(self, family: int, socks: Sequence[socket.socket], error: int) -> None:
+        self._filling[family] = False
+        pool, claims = self._pools[family], self._claims[family]
+        pool.extend(socks)
+        while claims and (pool or error):
+            claims.popleft()(pool.popleft() if pool else None, error)
+        if claims:
+            self.fill(family)
+
+    def close(self) -> None:
+        self._control.close()
+        for pool in self._pools.values():
+            while pool:
+                pool.popleft().close()

@@ -1,0 +1,168 @@
+"""DHCP (RFC 2131, options by RFC 2132): the one lease that there is.
+
+Owns nothing; imports the packet builders of icmp.py.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from .icmp import checksum, ipv4_packet
+
+CLIENT_PORT, SERVER_PORT = 68, 67
+BOOTREQUEST, BOOTREPLY = 1, 2
+MAGIC = bytes((99, 130, 83, 99))
+HEADER = 236
+# A BOOTP client takes no less (RFC 951); and this is what any DHCP client takes (RFC 2131, section 2)
+MESSAGE_MIN, MESSAGE_MAX = 300, 576 - 28
+
+DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
+
+OPTION_PAD, OPTION_MASK, OPTION_ROUTER, OPTION_DNS, OPTION_HOSTNAME = 0, 1, 3, 6, 12
+OPTION_MTU, OPTION_REQUESTED, OPTION_LEASE, OPTION_TYPE, OPTION_SERVER = 26, 50, 51, 53, 54
+OPTION_RAPID_COMMIT, OPTION_FQDN, OPTION_SEARCH, OPTION_ROUTES, OPTION_END = 80, 81, 119, 121, 255
+
+FOREVER = 0xFFFFFFFF
+BROADCAST = b"\xff" * 4
+OPTION_BYTES_MAX = 255
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a guest is given: addresses packed; `mtu` 0 and what is empty are left out."""
+
+    address: bytes
+    prefix_len: int
+    gateway: bytes
+    mtu: int = 0
+    dns: tuple[bytes, ...] = ()
+    search: tuple[str, ...] = ()
+    hostname: str = ""
+    fqdn: str = ""
+
+
+def domain_name(name: str) -> bytes:
+    """A name in labels (RFC 1035, section 3.1), not compressed."""
+    labels = [label.encode() for label in name.strip(".").split(".") if label]
+    return b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
+
+
+def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
+    """The reply to an Ethernet frame with a DHCP or BOOTP request, or None; `mac` is ours."""
+    ip = frame[14:]
+    if len(ip) < 28 or frame[12:14] != b"\x08\x00" or ip[0] >> 4 != 4 or ip[9] != 17:
+        return None
+    header = (ip[0] & 0x0F) * 4
+    udp = ip[header:]
+    if len(udp) < 8 or udp[:4] != struct.pack("!HH", CLIENT_PORT, SERVER_PORT):
+        return None
+    (length,) = struct.unpack_from("!H", udp, 4)
+    request = udp[8:length]
+    if len(request) < HEADER or request[0] != BOOTREQUEST or request[1:3] != b"\x01\x06":
+        return None
+    options = parse_options(request[HEADER:])
+    if options is None:
+        return None
+    message = reply(request, options, lease)
+    if message is None:
+        return None
+
+    ciaddr, flags = request[12:16], request[10]
+    chaddr = request[28:34]
+    # RFC 2131, section 4.1: where a reply goes
+    unicast = ciaddr if any(ciaddr) else lease.address
+    destination = BROADCAST if flags & 0x80 and not any(ciaddr) else unicast
+    ethernet = (b"\xff" * 6 if destination == BROADCAST else chaddr) + mac + b"\x08\x00"
+    datagram = struct.pack("!HHHH", SERVER_PORT, CLIENT_PORT, 8 + len(message), 0) + message
+    pseudo = lease.gateway + destination + struct.pack("!BBH", 0, 17, len(datagram))
+    sum_ = checksum(pseudo + datagram)
+    if sum_ == b"\0\0":
+        sum_ = b"\xff\xff"
+    datagram = datagram[:6] + sum_ + datagram[8:]
+    return ethernet + ipv4_packet(lease.gateway, destination, 17, datagram)
+
+
+def parse_options(data: bytes) -> dict[int, bytes] | None:
+    """The options by number, {} for BOOTP, None where they are broken."""
+    if data[:4] != MAGIC:
+        return {}
+    options: dict[int, bytes] = {}
+    at = 4
+    while at < len(data) and data[at] != OPTION_END:
+        code = data[at]
+        if code == OPTION_PAD:
+            at += 1
+            continue
+        if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
+            return None
+        # RFC 3396: what occurs twice goes on
+        options[code] = options.get(code, b"") + data[at + 2 : at + 2 + data[at + 1]]
+        at += 2 + data[at + 1]
+    return options
+
+
+def reply(request: bytes, options: dict[int, bytes], lease: Lease) -> bytes | None:
+    """The message to a request, without UDP header; None where there is none to give."""
+    kind = options.get(OPTION_TYPE, b"")
+    rapid = OPTION_RAPID_COMMIT in options
+    answers = {
+        b"": 0,
+        bytes((DISCOVER,)): ACK if rapid else OFFER,
+        bytes((REQUEST,)): ACK,
+        bytes((INFORM,)): ACK,
+    }
+    if kind not in answers:
+        return None
+    answer_kind = answers[kind]
+    address = lease.address
+    if kind == bytes((INFORM,)):
+        address = bytes(4)
+    elif kind == bytes((REQUEST,)):
+        wanted = options.get(OPTION_REQUESTED, request[12:16])
+        if options.get(OPTION_SERVER, lease.gateway) != lease.gateway:
+            return None  # another server was chosen
+        if wanted != lease.address:
+            answer_kind, address = NAK, bytes(4)
+
+    head = bytes((BOOTREPLY, 1, 6, 0)) + request[4:8] + bytes(2) + request[10:12]
+    head += (bytes(4) if answer_kind == NAK else request[12:16]) + address
+    head += (bytes(4) if answer_kind == NAK else lease.gateway) + request[24:28] + request[28:44]
+    head += bytes(64 + 128) + MAGIC
+    given: list[tuple[int, bytes]] = []
+    if answer_kind:
+        given += [(OPTION_TYPE, bytes((answer_kind,))), (OPTION_SERVER, lease.gateway)]
+        if rapid and kind == bytes((DISCOVER,)):
+            given.append((OPTION_RAPID_COMMIT, b""))
+    if answer_kind != NAK:
+        given += _settings(lease, inform=kind == bytes((INFORM,)))
+    message = head
+    for code, value in given:
+        for at in range(0, max(len(value), 1), OPTION_BYTES_MAX):
+            part = value[at : at + OPTION_BYTES_MAX]
+            if len(message) + 2 + len(part) < MESSAGE_MAX:
+                message += bytes((code, len(part))) + part
+    return (message + bytes((OPTION_END,))).ljust(MESSAGE_MIN, b"\0")
+
+
+def _settings(lease: Lease, inform: bool) -> list[tuple[int, bytes]]:
+    mask = (0xFFFFFFFF << (32 - lease.prefix_len)) & 0xFFFFFFFF
+    given = [(OPTION_MASK, struct.pack("!I", mask))]
+    if not inform:
+        given.append((OPTION_LEASE, struct.pack("!I", FOREVER)))
+    address, gateway = (int.from_bytes(packed, "big") for packed in (lease.address, lease.gateway))
+    if (address ^ gateway) & mask:
+        # RFC 3442: a route to the gateway itself, then the default route.  Who knows it ignores option 3.
+        routes = bytes((32,)) + lease.gateway + bytes(4) + bytes((0,)) + lease.gateway
+        given.append((OPTION_ROUTES, routes))
+    given.append((OPTION_ROUTER, lease.gateway))
+    if lease.mtu:
+        given.append((OPTION_MTU, struct.pack("!H", lease.mtu)))
+    if lease.dns:
+        given.append((OPTION_DNS, b"".join(lease.dns)))
+    if lease.hostname:
+        given.append((OPTION_HOSTNAME, lease.hostname.encode()))
+    if lease.fqdn:
+        # RFC 4702: canonical wire format, the server updates nothing
+        given.append((OPTION_FQDN, bytes((0x0C, 255, 255)) + domain_name(lease.fqdn)))
+    if lease.search:
+        given.append((OPTION_SEARCH, b"".join(domain_name(name) for name in lease.search)))
+    return given

@@ -1,0 +1,140 @@
+"""DHCPv6 (RFC 8415): the one address that there is.
+
+Owns nothing; imports the names of dhcp.py and the checksum of icmp.py.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from .dhcp import domain_name
+from .icmp import checksum
+
+CLIENT_PORT, SERVER_PORT = 546, 547
+ALL_SERVERS = bytes.fromhex("ff020000000000000000000000010002")
+
+SOLICIT, ADVERTISE, REQUEST, CONFIRM, RENEW, REBIND, REPLY, RELEASE, DECLINE = range(1, 10)
+INFORMATION_REQUEST = 11
+
+OPTION_CLIENT_ID, OPTION_SERVER_ID, OPTION_IA_NA, OPTION_IA_TA, OPTION_ADDRESS = 1, 2, 3, 4, 5
+OPTION_STATUS, OPTION_RAPID_COMMIT = 13, 14
+OPTION_DNS, OPTION_SEARCH, OPTION_FQDN = 23, 24, 39
+
+STATUS_NOT_ON_LINK = 4
+FOREVER = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a guest is given: `source` is our link-local address, all packed; what is empty is left out."""
+
+    source: bytes
+    address: bytes
+    dns: tuple[bytes, ...] = ()
+    search: tuple[str, ...] = ()
+    fqdn: str = ""
+
+
+def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
+    """The reply to an Ethernet frame with a DHCPv6 request, or None; `mac` is ours."""
+    packet = frame[14:]
+    if len(packet) < 52 or frame[12:14] != b"\x86\xdd" or packet[6] != 17:
+        return None
+    source, destination, udp = packet[8:24], packet[24:40], packet[40:]
+    if udp[:4] != struct.pack("!HH", CLIENT_PORT, SERVER_PORT):
+        return None
+    if destination not in (ALL_SERVERS, lease.source):
+        return None
+    (length,) = struct.unpack_from("!H", udp, 4)
+    message = udp[8:length]
+    if len(message) < 4:
+        return None
+    options = parse_options(message[4:])
+    if options is None:
+        return None
+    reply_message = reply(message, options, lease, mac)
+    if reply_message is None:
+        return None
+    datagram = struct.pack("!HHHH", SERVER_PORT, CLIENT_PORT, 8 + len(reply_message), 0) + reply_message
+    pseudo = lease.source + source + struct.pack("!II", len(datagram), 17)
+    sum_ = checksum(pseudo + datagram)
+    if sum_ == b"\0\0":
+        sum_ = b"\xff\xff"
+    head = struct.pack("!IHBB", 6 << 28, len(datagram), 17, 255) + lease.source + source
+    return frame[6:12] + mac + frame[12:14] + head + datagram[:6] + sum_ + datagram[8:]
+
+
+def parse_options(data: bytes) -> list[tuple[int, bytes]] | None:
+    """Options in their order; None where they are broken."""
+    options = []
+    while data:
+        if len(data) < 4:
+            return None
+        code, length = struct.unpack_from("!HH", data)
+        if len(data) < 4 + length:
+            return None
+        options.append((code, data[4 : 4 + length]))
+        data = data[4 + length :]
+    return options
+
+
+def option(code: int, value: bytes) -> bytes:
+    return struct.pack("!HH", code, len(value)) + value
+
+
+def server_id(mac: bytes) -> bytes:
+    """A DUID-LL (RFC 8415, section 11.4)."""
+    return struct.pack("!HH", 3, 1) + mac
+
+
+def reply(message: bytes, options: list[tuple[int, bytes]], lease: Lease, mac: bytes) -> bytes | None:
+    """The message to a request; None where the RFC has it discarded (section 16)."""
+    kind = message[0]
+    first = dict(reversed(options))
+    client, server = first.get(OPTION_CLIENT_ID), first.get(OPTION_SERVER_ID)
+    names_server = kind in (REQUEST, RENEW, RELEASE, DECLINE)
+    if client is None and kind != INFORMATION_REQUEST:
+        return None
+    if names_server != (server is not None) and not (kind == INFORMATION_REQUEST and server is not None):
+        return None
+    if server is not None and server != server_id(mac):
+        return None
+    if kind == SOLICIT:
+        answer_kind = REPLY if OPTION_RAPID_COMMIT in first else ADVERTISE
+    elif kind in (REQUEST, CONFIRM, RENEW, REBIND, RELEASE, DECLINE, INFORMATION_REQUEST):
+        answer_kind = REPLY
+    else:
+        return None
+
+    body = bytes((answer_kind,)) + message[1:4]
+    body += option(OPTION_SERVER_ID, server_id(mac))
+    if client is not None:
+        body += option(OPTION_CLIENT_ID, client)
+    if kind == SOLICIT and answer_kind == REPLY:
+        body += option(OPTION_RAPID_COMMIT, b"")
+    if kind in (RELEASE, DECLINE):
+        return body + option(OPTION_STATUS, struct.pack("!H", 0))
+    if kind == CONFIRM:
+        asked = [value[:16] for code, ia in options if code == OPTION_IA_NA for value in _addresses(ia)]
+        on_link = all(address == lease.address for address in asked)
+        return body + option(OPTION_STATUS, struct.pack("!H", 0 if on_link else STATUS_NOT_ON_LINK))
+    for code, value in options:
+        if code == OPTION_IA_NA and len(value) >= 12:
+            given = option(OPTION_ADDRESS, lease.address + struct.pack("!II", FOREVER, FOREVER))
+            for other in _addresses(value):
+                if other[:16] != lease.address and kind in (RENEW, REBIND):
+                    given += option(OPTION_ADDRESS, other[:16] + bytes(8))
+            body += option(OPTION_IA_NA, value[:4] + struct.pack("!II", FOREVER, FOREVER) + given)
+    if lease.dns:
+        body += option(OPTION_DNS, b"".join(lease.dns))
+    if lease.search:
+        body += option(OPTION_SEARCH, b"".join(domain_name(name) for name in lease.search))
+    if lease.fqdn:
+        # RFC 4704: the client updates nothing, nor does the server
+        body += option(OPTION_FQDN, bytes((0x04,)) + domain_name(lease.fqdn))
+    return body
+
+
+def _addresses(ia: bytes) -> list[bytes]:
+    """The addresses in an IA_NA that a client sends, with their lifetimes."""
+    found = parse_options(ia[12:]) or []
+    return [value for code, value in found if code == OPTION_ADDRESS and len(value) >= 24]

@@ -1,0 +1,97 @@
+"""Name servers and search domains, as the host has them.
+
+Owns nothing.  Imports config.py.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+
+from ..config import Config, ConfigError, IPAddress, parse_name
+
+PATH = "/etc/resolv.conf"
+SERVERS_MAX = 3  # resolv.conf(5), for each version of IP
+SEARCH_MAX = 32
+
+
+@dataclass(frozen=True)
+class Names:
+    """`servers` as the guest is told; `forward`: addresses as the guest uses them (packed) to host name servers."""
+
+    servers: tuple[IPAddress, ...]
+    search: tuple[str, ...]
+    forward: dict[bytes, str]
+    found: bool  # False: the host has none, though it was asked
+
+
+def parse(text: str) -> tuple[list[IPAddress], list[str]]:
+    """Name servers and search domains of a resolv.conf(5)."""
+    servers: list[IPAddress] = []
+    search: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                servers.append(ipaddress.ip_address(words[1].partition("%")[0]))
+            except ValueError:
+                continue
+        elif words[:1] in (["search"], ["domain"]):
+            search = words[1:]
+    return servers, search
+
+
+def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
+    """What the guest is told, and where its questions go.
+
+    `loopback`: the addresses that lead to the host's loopback, by version.  A name server that the guest cannot reach
+    as such, because it is on the host's loopback or shadowed by one of these, gets that address.
+    """
+    servers: list[IPAddress] = []
+    search: list[str] = []
+    if (config.dns is None or config.search is None) and not config.splice_only:
+        try:
+            with open(PATH, encoding="utf-8", errors="replace") as file:
+                servers, search = parse(file.read())
+        except OSError:
+            pass
+    enabled = [4] * config.ipv4 + [6] * config.ipv6
+    servers = [server for server in servers if server.version in enabled]
+    hosts = {server.version: server for server in reversed(servers)}
+    hosts |= {server.version: server for server in config.dns_host}
+
+    forward: dict[bytes, str] = {}
+    told: list[IPAddress] = []
+    for server in servers:
+        mapped = loopback.get(server.version)
+        if server.is_loopback:
+            if mapped is None:
+                continue
+            forward.setdefault(mapped.packed, str(hosts[server.version]))
+            told.append(mapped)
+        else:
+            if server == mapped:
+                forward.setdefault(server.packed, str(hosts[server.version]))
+            told.append(server)
+    for address in config.dns_forward:
+        host = hosts.get(address.version)
+        if host is not None:
+            forward[address.packed] = str(host)
+    if config.dns is not None:
+        told = list(config.dns)
+    listed = [
+        server
+        for version in enabled
+        for server in list(dict.fromkeys(s for s in told if s.version == version))[:SERVERS_MAX]
+    ]
+    domains = config.search if config.search is not None else _valid(search)
+    return Names(tuple(listed), tuple(domains[:SEARCH_MAX]), forward, bool(told) or config.dns is not None)
+
+
+def _valid(search: list[str]) -> tuple[str, ...]:
+    """Only names that can be sent on."""
+    names = []
+    for name in search:
+        try:
+            names.append(parse_name(name, "search"))
+        except ConfigError:
+            continue
+    return tuple(names)

@@ -1,0 +1,216 @@
+"""The short cut for loopback connections: socket to socket, without the tap.
+
+Owns the sockets and pipes of its connections and the epoll instance that watches them.  Imports one function of `host`.
+
+Bytes go by splice(2) from a socket into a pipe and from there into the other socket: the kernel moves pages, and
+none of them comes to this process.  A pipe is borrowed while it holds something.  Each direction ends by itself
+(shutdown(2)); what breaks one socket resets the other.
+
+Readiness is reported by edges, so a direction is pumped until the source is empty or the target full.  A
+connection that never gets there makes way for the others after some rounds, and goes on in the next.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from .host import reset_on_close
+
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+PIPE_BYTES = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
+POOL_PIPES = 32
+ROUNDS = 8  # pipes full of data before others have their turn
+SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+
+CONNECTING, OPEN, CLOSED = range(3)
+
+
+class Direction:
+    """From one socket to the other: what is in the pipe, and whether the source has ended."""
+
+    __slots__ = ("ended", "held", "pipe", "said", "source", "target")
+
+    def __init__(self, source: socket.socket, target: socket.socket) -> None:
+        self.source = source.fileno()
+        self.target = target
+        self.pipe: tuple[int, int] | None = None
+        self.held = 0
+        self.ended = False  # the source has said all
+        self.said = False  # and so has the target
+
+
+class Splice:
+    """Two sockets; `client` was accepted, `server` connects."""
+
+    __slots__ = ("client", "directions", "name", "server", "state")
+
+    def __init__(self, client: socket.socket, server: socket.socket, name: str) -> None:
+        self.client = client
+        self.server = server
+        self.name = name
+        self.state = CONNECTING
+        self.directions = (Direction(client, server), Direction(server, client))
+
+
+class Splices:
+    """All connections that are spliced.  `again` has on_ready() called soon."""
+
+    def __init__(self, again: Callable[[], None]) -> None:
+        self.epoll = select.epoll()
+        self.opened = 0
+        self._again = again
+        self._by_fd: dict[int, Splice] = {}
+        self._pipes: list[tuple[int, int]] = []
+        self._unfinished: dict[Splice, None] = {}
+
+    def fileno(self) -> int:
+        return self.epoll.fileno()
+
+    def __len__(self) -> int:
+        return len(self._by_fd) // 2
+
+    def all(self) -> list[Splice]:
+        return list(dict.fromkeys(self._by_fd.values()))
+
+    def start(self, client: socket.socket, server: socket.socket, address: Any, name: str = "") -> None:
+        """Connect `server` to `address`, and splice the two.  The client is reset where that fails."""
+        splice = Splice(client, server, name)
+        for sock in (client, server):
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._by_fd[sock.fileno()] = splice
+        self.opened += 1
+        try:
+            error = server.connect_ex(address)
+        except OSError as e:
+            error = e.errno or errno.EIO
+        if error not in (0, errno.EINPROGRESS):
+            self._abort(splice)
+            return
+        self.epoll.register(client.fileno(), EVENTS)
+        self.epoll.register(server.fileno(), EVENTS)
+
+    def on_ready(self) -> None:
+        """Some sockets are ready, or were not finished with the last time."""
+        waiting = self._unfinished
+        self._unfinished = {}
+        for fd, ready in self.epoll.poll(0):
+            splice = self._by_fd.get(fd)
+            if splice is None:
+                continue
+            if ready & select.EPOLLERR or splice.state == CONNECTING:
+                self._look(splice, fd)
+            waiting[splice] = None
+        for splice in waiting:
+            if splice.state == OPEN:
+                self._pump(splice)
+        if self._unfinished:
+            self._again()
+
+    def _look(self, splice: Splice, fd: int) -> None:
+        """A socket has an error, or connect() an outcome."""
+        sock = splice.client if fd == splice.client.fileno() else splice.server
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._abort(splice)
+        elif sock is splice.server and splice.state == CONNECTING:
+            with contextlib.suppress(OSError):
+                sock.getpeername()
+                splice.state = OPEN
+
+    def _pump(self, splice: Splice) -> None:
+        try:
+            unfinished = [self._move(direction) for direction in splice.directions]
+        except OSError:
+            self._abort(splice)
+            return
+        if all(direction.said for direction in splice.directions):
+            self._close(splice)
+        elif any(unfinished):
+            self._unfinished[splice] = None
+
+    def _move(self, direction: Direction) -> bool:
+        """Move what there is; True if there may be more at once.  Raises OSError where a socket is broken."""
+        if direction.said:
+            return False
+        for _ in range(ROUNDS):
+            if not direction.held:
+                if direction.ended:
+                    break
+                if direction.pipe is None:
+                    direction.pipe = self._borrow()
+                try:
+                    n = os.splice(direction.source, direction.pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
+                except BlockingIOError:
+                    self._give_back(direction)
+                    return False
+                direction.held = n
+                direction.ended = n == 0
+                if not n:
+                    break
+            assert direction.pipe is not None
+            try:
+                n = os.splice(
+                    direction.pipe[0], direction.target.fileno(), direction.held, flags=SPLICE_FLAGS
+                )
+            except BlockingIOError:
+                return False
+            direction.held -= n
+        else:
+            return True
+        self._give_back(direction)
+        direction.target.shutdown(socket.SHUT_WR)
+        direction.said = True
+        return False
+
+    def _borrow(self) -> tuple[int, int]:
+        if self._pipes:
+            return self._pipes.pop()
+        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Beyond pipe-user-pages-soft an ordinary user gets smaller ones
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return pipe
+
+    def _give_back(self, direction: Direction) -> None:
+        pipe, direction.pipe = direction.pipe, None
+        if pipe is None:
+            return
+        if direction.held or len(self._pipes) >= POOL_PIPES:
+            for fd in pipe:
+                os.close(fd)
+        else:
+            self._pipes.append(pipe)
+
+    def _close(self, splice: Splice) -> None:
+        splice.state = CLOSED
+        for direction in splice.directions:
+            self._give_back(direction)
+        for sock in (splice.client, splice.server):
+            del self._by_fd[sock.fileno()]
+            sock.close()
+
+    def _abort(self, splice: Splice) -> None:
+        """Both ends are reset."""
+        if splice.state == CLOSED:
+            return
+        for sock in (splice.client, splice.server):
+            reset_on_close(sock)
+        self._close(splice)
+
+    def close(self) -> None:
+        for splice in self.all():
+            if splice.directions[0].said and splice.directions[1].said:
+                self._close(splice)
+            else:
+                self._abort(splice)
+        for pipe in self._pipes:
+            for fd in pipe:
+                os.close(fd)
+        self.epoll.close()

@@ -1,0 +1,513 @@
+"""Ports that lead into the namespace and out of it, by the tap and by the short cut."""
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import time
+
+import pytest
+
+from ..support.namespaces import PYSPLICE, run, stop
+from ..support.transfer import Background, transfer
+
+BOTH = pytest.mark.parametrize("version", (4, 6))
+LINGER_RESET = struct.pack("ii", 1, 0)
+NONE = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
+
+
+def until(check, seconds=10):
+    """Wait for something to be true."""
+    end = time.monotonic() + seconds
+    while not (result := check()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+def accept(listener):
+    listener.settimeout(10)
+    sock, peer = listener.accept()
+    sock.settimeout(20)
+    return sock, peer
+
+
+def host_of(world, version):
+    return world.HOST4 if version == 4 else world.HOST6
+
+
+def any_of(version):
+    return "0.0.0.0" if version == 4 else "::"
+
+
+def loopback(version):
+    return "127.0.0.1" if version == 4 else "::1"
+
+
+def refused(namespace, address, port):
+    try:
+        namespace.connect(address, port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def open_to(namespace, address, port):
+    return not refused(namespace, address, port)
+
+
+@pytest.fixture
+def forwarded(world):
+    """Port 8080 of the host leads to 80 of the guest, TCP and UDP."""
+    world.process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80")
+    return world
+
+
+@BOTH
+def test_a_remote_client_reaches_the_guest_as_itself(forwarded, version):
+    with forwarded.guest.listen(any_of(version), 80) as listener:
+        client = forwarded.remote.connect(host_of(forwarded, version), 8080)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[:2] == client.getsockname()[:2]
+            up = Background(transfer, client, server, 1, 24 << 20)
+            down = Background(transfer, server, client, 2, 24 << 20)
+            up.result()
+            down.result()
+
+
+@BOTH
+@pytest.mark.parametrize("first", ("client", "server"))
+def test_half_close(forwarded, version, first):
+    with forwarded.guest.listen(any_of(version), 80) as listener:
+        client = forwarded.remote.connect(host_of(forwarded, version), 8080)
+        server, _ = accept(listener)
+        with client, server:
+            one, other = (client, server) if first == "client" else (server, client)
+            one.sendall(b"last words")
+            one.shutdown(socket.SHUT_WR)
+            assert other.recv(100, socket.MSG_WAITALL) and other.recv(100) == b""
+            other.sendall(b"answer")
+            other.close()
+            assert one.recv(100) == b"answer"
+            assert one.recv(100) == b""
+
+
+@BOTH
+@pytest.mark.parametrize("first", ("client", "server"))
+def test_reset(forwarded, version, first):
+    with forwarded.guest.listen(any_of(version), 80) as listener:
+        client = forwarded.remote.connect(host_of(forwarded, version), 8080)
+        server, _ = accept(listener)
+        one, other = (client, server) if first == "client" else (server, client)
+        with other:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+            one.close()
+            with pytest.raises(ConnectionResetError):
+                other.recv(1)
+
+
+@BOTH
+def test_nobody_listens(forwarded, version):
+    """The connection stands before the guest is asked; then it is reset."""
+    with (
+        forwarded.remote.connect(host_of(forwarded, version), 8080) as client,
+        pytest.raises(ConnectionError),
+    ):
+        client.recv(1)
+
+
+def test_many_clients_at_once(forwarded):
+    with forwarded.guest.listen("0.0.0.0", 80, backlog=512) as listener:
+        clients = [forwarded.remote.connect(forwarded.HOST4, 8080) for _ in range(300)]
+        servers = [accept(listener) for _ in clients]
+        by_peer = {peer: sock for sock, peer in servers}
+        for i, client in enumerate(clients):
+            client.sendall(b"%d" % i)
+            assert by_peer[client.getsockname()].recv(10) == b"%d" % i
+        for sock in (*clients, *by_peer.values()):
+            sock.close()
+
+
+@BOTH
+def test_loopback_takes_the_short_cut(forwarded, version):
+    """To the guest's own address, which it comes from too; not a frame passes the tap."""
+    with forwarded.guest.listen(any_of(version), 80) as listener:
+        client = forwarded.host.connect(loopback(version), 8080)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[0] == host_of(forwarded, version)  # copied from the host
+            before = frames(forwarded.guest)
+            transfer(client, server, 3, 64 << 20)
+            transfer(server, client, 4, 64 << 20)
+            assert frames(forwarded.guest) - before < 10
+
+
+def frames(namespace):
+    words = namespace.run("cat", "/proc/net/dev").stdout
+    line = next(line for line in words.splitlines() if "tap0" in line)
+    fields = line.split(":")[1].split()
+    return int(fields[1]) + int(fields[9])
+
+
+@BOTH
+@pytest.mark.parametrize("first", ("client", "server"))
+@pytest.mark.parametrize("how", ("half-close", "reset"))
+def test_ends_of_a_short_cut(forwarded, version, first, how):
+    with forwarded.guest.listen(any_of(version), 80) as listener:
+        client = forwarded.host.connect(loopback(version), 8080)
+        server, _ = accept(listener)
+        with client, server:
+            one, other = (client, server) if first == "client" else (server, client)
+            if how == "reset":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+                one.close()
+                with pytest.raises(ConnectionResetError):
+                    other.recv(1)
+                return
+            one.sendall(b"x" * 100_000)
+            one.shutdown(socket.SHUT_WR)
+            got = b""
+            while part := other.recv(65536):
+                got += part
+            assert got == b"x" * 100_000
+            other.sendall(b"answer")
+            other.close()
+            assert one.recv(100) == b"answer" and one.recv(1) == b""
+
+
+def test_a_short_cut_to_nobody_is_reset(forwarded):
+    with forwarded.host.connect("127.0.0.1", 8080) as client, pytest.raises(ConnectionError):
+        client.recv(1)
+
+
+def test_a_short_cut_waits_for_a_slow_reader(forwarded):
+    """What nobody reads stays in the sender: nothing is held without a bound, and nothing is lost."""
+    with forwarded.guest.listen("0.0.0.0", 80) as listener:
+        client = forwarded.host.connect("127.0.0.1", 8080)
+        server, _ = accept(listener)
+        with client, server:
+            client.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while sent < 1 << 30:
+                    sent += client.send(b"z" * 65536)
+                    time.sleep(0.0001)
+            assert sent < 64 << 20
+            client.shutdown(socket.SHUT_WR)
+            got = 0
+            while part := server.recv(1 << 20):
+                got += len(part)
+            assert got == sent
+
+
+def test_thousand_short_cuts_leave_nothing_behind(forwarded):
+    def descriptors():
+        return len(os.listdir(f"/proc/{forwarded.process.pid}/fd"))
+
+    with forwarded.guest.listen("0.0.0.0", 80, backlog=512) as listener:
+
+        def once():
+            client = forwarded.host.connect("127.0.0.1", 8080)
+            server, _ = accept(listener)
+            with client, server:
+                client.sendall(b"ping")
+                assert server.recv(4) == b"ping"
+
+        once()
+        time.sleep(0.2)
+        before = descriptors()
+        for _ in range(1000):
+            once()
+        until(lambda: descriptors() <= before + 20)
+
+
+@BOTH
+def test_without_the_short_cut_loopback_is_the_gateway(world, version):
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "--no-splice")
+    with world.guest.listen(any_of(version), 80) as listener:
+        client = world.host.connect(loopback(version), 8080)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[0] == (world.GATEWAY4 if version == 4 else world.GATEWAY6)
+            transfer(client, server, 3, 1 << 20)
+            transfer(server, client, 4, 1 << 20)
+
+
+@BOTH
+def test_loopback_to_loopback(world, version):
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "--host-lo-to-ns-lo")
+    with world.guest.listen(loopback(version), 80) as listener:
+        client = world.host.connect(loopback(version), 8080)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[0] == loopback(version)
+            transfer(client, server, 3, 1 << 20)
+
+
+def test_another_loopback_address_is_kept(world):
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "--host-lo-to-ns-lo")
+    with world.guest.listen("127.0.0.9", 80) as listener:
+        with world.host.connect("127.0.0.9", 8080), accept(listener)[0] as server:
+            assert server.getsockname()[0] == "127.0.0.9"
+
+
+@BOTH
+def test_out_of_the_namespace(world, version):
+    """-T: a port of the guest's loopback is one of the host's."""
+    world.pysplice("--config-net", *NONE, "-T", "9090:90")
+    with world.host.listen(loopback(version), 90) as listener:
+        client = world.guest.connect(loopback(version), 9090)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[0] == loopback(version)
+            transfer(client, server, 3, 8 << 20)
+            transfer(server, client, 4, 8 << 20)
+        # On loopback, and nowhere else
+        assert refused(world.guest, host_of(world, version), 9090)
+
+
+def test_splice_only(world):
+    world.pysplice("--splice-only", *NONE, "-t", "8080:80", "-T", "9090:90")
+    assert "tap0" not in world.guest.run("ip", "link").stdout
+    with world.guest.listen("127.0.0.1", 80) as inner, world.host.listen("127.0.0.1", 90) as outer:
+        for namespace, port, listener in ((world.host, 8080, inner), (world.guest, 9090, outer)):
+            client = namespace.connect("127.0.0.1", port)
+            server, _ = accept(listener)
+            with client, server:
+                transfer(client, server, 3, 1 << 20)
+
+
+@BOTH
+def test_an_address_and_a_range(world, version):
+    prefix = f"{host_of(world, version)}/"
+    world.pysplice("--config-net", *NONE, "-t", f"{prefix}8000-8010:9000-9010,~8005")
+    address = host_of(world, version)
+    assert refused(world.host, loopback(version), 8000)
+    assert refused(world.remote, address, 8005) and refused(world.remote, address, 8011)
+    for port in (8000, 8010):
+        with world.guest.listen(any_of(version), port + 1000) as listener:
+            with world.remote.connect(address, port), accept(listener)[0] as server:
+                assert server.getsockname()[1] == port + 1000
+
+
+def test_an_interface(world):
+    world.pysplice("--config-net", *NONE, "-t", "%veth0/8080:80")
+    with world.guest.listen("0.0.0.0", 80) as listener:
+        with world.remote.connect(world.HOST4, 8080), accept(listener)[0]:
+            pass
+        assert refused(world.host, "127.0.0.1", 8080)
+
+
+def test_a_target_address(world):
+    """Another address behind the guest's interface."""
+    world.pysplice("--config-net", *NONE, "-t", "0.0.0.0/8080:10.77.0.1/80")
+    world.guest.run("ip", "addr", "add", "10.77.0.1/32", "dev", "lo")
+    with world.guest.listen("10.77.0.1", 80) as listener:
+        for namespace, address in ((world.remote, world.HOST4), (world.host, "127.0.0.1")):
+            with namespace.connect(address, 8080), accept(listener)[0] as server:
+                assert server.getsockname()[0] == "10.77.0.1"
+
+
+def test_a_port_in_use_is_an_error(world):
+    with world.host.listen("0.0.0.0", 8080):
+        result = world.host.run(*PYSPLICE, *NONE, "-t", "8080", "--netns", world.guest.path, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "pysplice: cannot listen on port 8080 (tcp): Address already in use\n"
+
+
+def test_two_that_forward_the_same_datagrams(forwarded):
+    """UDP sockets may share a port; listeners of two proxies must not."""
+    result = forwarded.host.run(*PYSPLICE, *NONE, "-u", "8080", "--", "true", check=False)
+    assert result.returncode == 1
+    assert "port 8080 (udp): Address already in use" in result.stderr
+
+
+def test_all_that_can_be_had(world):
+    with world.host.listen("0.0.0.0", 1000):
+        world.pysplice("--config-net", *NONE, "-t", "127.0.0.7/all,~100-60000")
+        with world.guest.listen("0.0.0.0", 99) as listener:
+            with world.host.connect("127.0.0.7", 99), accept(listener)[0]:
+                pass
+        assert refused(world.host, "127.0.0.7", 100)
+
+
+@BOTH
+def test_ports_follow_the_guest(world, version):
+    world.pysplice("--config-net", *NONE, "-t", "auto", "-u", "auto")
+    assert refused(world.remote, host_of(world, version), 8123)
+    with world.guest.listen(any_of(version), 8123) as listener:
+        until(lambda: open_to(world.remote, host_of(world, version), 8123), 3)
+        accept(listener)[0].close()
+        client = world.remote.connect(host_of(world, version), 8123)
+        server, peer = accept(listener)
+        assert peer[:2] == client.getsockname()[:2]
+    # Connections outlive the port
+    until(lambda: refused(world.remote, host_of(world, version), 8123), 3)
+    with client, server:
+        transfer(client, server, 1, 1 << 20)
+
+
+def test_ports_follow_the_host(world):
+    world.pysplice("--config-net", *NONE, "-T", "auto", "-t", "auto")
+    with world.host.listen("127.0.0.1", 8124) as listener:
+        until(lambda: open_to(world.guest, "127.0.0.1", 8124), 3)
+        accept(listener)[0].close()
+        # Ours are not followed back
+        time.sleep(2.5)
+        assert refused(world.host, world.HOST4, 8124)
+    until(lambda: refused(world.guest, "127.0.0.1", 8124), 3)
+
+
+def test_a_limited_range_is_followed(world):
+    world.pysplice("--config-net", *NONE, "-t", "8200-8210,auto")
+    with world.guest.listen("0.0.0.0", 8205), world.guest.listen("0.0.0.0", 8211):
+        until(lambda: open_to(world.remote, world.HOST4, 8205), 3)
+        assert refused(world.remote, world.HOST4, 8211)
+        assert refused(world.remote, world.HOST4, 8206)
+
+
+def test_a_port_that_is_taken_is_tried_again(world):
+    taken = world.host.listen("0.0.0.0", 8300)
+    process = world.pysplice("--config-net", *NONE, "-t", "auto")
+    with world.guest.listen("0.0.0.0", 8300) as listener:
+        time.sleep(1.5)
+        taken.close()
+
+        def reaches():
+            with contextlib.suppress(OSError), world.remote.connect(world.HOST4, 8300):
+                return accept(listener)
+            return None
+
+        until(reaches, 5)[0].close()
+    process.terminate()
+    process.wait(10)
+    assert process.stderr.read().count("port 8300: Address already in use") == 1
+
+
+def test_a_unix_socket(world, tmp_path):
+    path = str(tmp_path / "web.sock")
+    process = world.pysplice("--config-net", *NONE, "-t", f"unix:{path}:80")
+    with world.guest.listen("0.0.0.0", 80) as listener:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.settimeout(20)
+            server, _ = accept(listener)
+            with server:
+                transfer(client, server, 1, 4 << 20)
+                assert server.recv(1) == b""
+                transfer(server, client, 2, 4 << 20)
+                assert client.recv(1) == b""
+    assert stop(process) == 0
+    assert not os.path.exists(path)
+
+
+def test_a_unix_socket_that_was_left_behind(world, tmp_path):
+    path = str(tmp_path / "web.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    world.pysplice("--config-net", *NONE, "-t", f"unix:{path}:80")
+    (tmp_path / "file").touch()
+    for place in (path, str(tmp_path / "file")):
+        result = world.host.run(*PYSPLICE, *NONE, "-t", f"unix:{place}:80", "--", "true", check=False)
+        assert result.returncode == 1
+        assert f"cannot listen on {place} (tcp): Address already in use" in result.stderr
+        assert os.path.exists(place)
+
+
+def test_ports_of_a_command(world):
+    """A server that is started as the command, reached from the host and from afar."""
+    program = "import socket; s = socket.create_server(('', 80)); c, _ = s.accept(); c.sendall(b'hello')"
+    process = world.host.spawn(
+        *PYSPLICE, "--config-net", *NONE, "-t", "8080:80", "--", "python3", "-c", program,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+
+        def asked():
+            with contextlib.suppress(OSError), world.remote.connect(world.HOST4, 8080) as client:
+                return client.recv(10)
+            return b""
+
+        assert until(asked) == b"hello"
+        assert process.wait(10) == 0
+    finally:
+        stop(process)
+
+
+# Control at run time
+
+
+def ctl(path, *words):
+    return run(*PYSPLICE, "ctl", str(path), *words, check=False)
+
+
+def test_rules_come_and_go(world, tmp_path):
+    path = tmp_path / "control"
+    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(path))
+    shown = ctl(path, "show")
+    assert shown.returncode == 0
+    assert "rule -t 8080:80" in shown.stdout and "listening -t * port 8080" in shown.stdout
+    with world.guest.listen("0.0.0.0", 80) as listener:
+        assert refused(world.remote, world.HOST4, 8081)
+        assert ctl(path, "add", "-t", "8081:80").returncode == 0
+        client = world.remote.connect(world.HOST4, 8081)
+        server, _ = accept(listener)
+        with client, server:
+            lines = ctl(path, "show").stdout.splitlines()
+            assert any(line.startswith("connection tcp [") for line in lines)
+            assert ctl(path, "del", "-t", "8081:80").returncode == 0
+            assert refused(world.remote, world.HOST4, 8081)
+            transfer(client, server, 1, 1 << 20)
+    assert ctl(path, "add", "-T", "9191:91").returncode == 0
+    with world.host.listen("127.0.0.1", 91) as listener:
+        with world.guest.connect("127.0.0.1", 9191), accept(listener)[0]:
+            pass
+    assert stop(process) == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    (
+        (("add", "-t", "8080"), "overlaps '8080:80'"),
+        (("add", "-t", "80,"), "invalid ports for -t"),
+        (("add", "-x", "80"), "one of -t, -u, -T and -U"),
+        (("del", "-t", "99"), "'99' is not forwarded"),
+        (("add", "-t", "8081,8099"), "cannot listen on port 8099 (tcp): Address already in use"),
+    ),
+)
+def test_what_cannot_be_changed(world, tmp_path, words, message):
+    path = tmp_path / "control"
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(path))
+    with world.host.listen("0.0.0.0", 8099):
+        result = ctl(path, *words)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert refused(world.remote, world.HOST4, 8081)
+
+
+def test_nonsense_on_the_control_socket(world, tmp_path):
+    path = tmp_path / "control"
+    world.pysplice("--config-net", *NONE, "-c", str(path))
+    for line in (
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b"nonsense\n",
+        b'{"do": "add"}\n',
+        b'{"do": "add", "option": 1, "ports": []}\n',
+    ):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+            client.sendall(line)
+            assert b'"ok": false' in client.recv(1000)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(path))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(b"x" * 200_000)
+            assert client.recv(100) == b""
+    assert ctl(path, "show").returncode == 0
