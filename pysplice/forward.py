@@ -159,6 +159,7 @@ class Forward:
         self._paused: set[int] = set()
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
+        self._open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
         self._ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
@@ -186,8 +187,10 @@ class Forward:
         if rule not in self.rules:
             raise ConfigError(f"'{rule}' is not forwarded")
         self.rules.remove(rule)
-        for key in [key for key in self._listeners if key[0] == rule]:
-            self._close(key)
+        for port in ones(self._open.pop(rule, 0)):
+            self._open[rule] = 1 << port
+            self._close((rule, port))
+        self._open.pop(rule, None)
 
     def _ports(self, rule: Rule) -> int:
         """The ports that a rule may listen on, as bits."""
@@ -205,7 +208,7 @@ class Forward:
                     break
                 if e.errno in (errno.EMFILE, errno.ENFILE):
                     break
-        opened = [key for key in self._listeners if key[0] == rule]
+        opened = [(rule, port) for port in ones(self._open.get(rule, 0))]
         if error is not None and (not rule.weak or not opened):
             for key in opened:
                 self._close(key)
@@ -251,6 +254,7 @@ class Forward:
         self._listeners[rule, port] = listener
         self._by_fd[sock.fileno()] = listener
         self._ours[rule.side, rule.protocol] |= 1 << port
+        self._open[rule] = self._open.get(rule, 0) | 1 << port
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _close(self, key: tuple[Rule, int]) -> None:
@@ -262,10 +266,13 @@ class Forward:
         if rule.path:
             with contextlib.suppress(OSError):
                 os.unlink(rule.path)
-        if not any(
-            p == port and (r.side, r.protocol) == (rule.side, rule.protocol) for r, p in self._listeners
-        ):
-            self._ours[rule.side, rule.protocol] &= ~(1 << port)
+        self._open[rule] &= ~(1 << port)
+        # Another rule may listen on that port at another address
+        ours = 0
+        for other, opened in self._open.items():
+            if (other.side, other.protocol) == (rule.side, rule.protocol):
+                ours |= opened
+        self._ours[rule.side, rule.protocol] = ours
 
     # Clients
 
@@ -317,32 +324,32 @@ class Forward:
 
     def scan(self) -> None:
         """Open and close listeners as their targets have been bound and released."""
-        bound: dict[tuple[str, str], int] = {}
+        seen: dict[tuple[str, str], int] = {}
         for rule in self.rules:
             if not rule.auto:
                 continue
             other = GUEST if rule.side == HOST else HOST
-            if (other, rule.protocol) not in bound:
-                try:
-                    bound[other, rule.protocol] = self._bound(other, rule.protocol)
-                except OSError as e:
-                    self._warn(f"cannot read the ports of the {other}: {e.strerror}")
-                    return
-            self._follow(rule, bound[other, rule.protocol])
+            try:
+                bound = self._bound(other, TCP, seen)
+                if rule.protocol == UDP:
+                    # UDP's follow TCP's too, as pasta has it
+                    bound |= self._bound(other, UDP, seen)
+            except OSError as e:
+                self._warn(f"cannot read the ports of the {other}: {e.strerror}")
+                return
+            self._follow(rule, bound & ~self._ours[other, rule.protocol])
 
     def _follow(self, rule: Rule, bound: int) -> None:
         wanted = self._ports(rule) & (bound >> rule.to_first << rule.first)
-        have = 0
-        for held, port in self._listeners:
-            if held == rule:
-                have |= 1 << port
+        have = self._open.get(rule, 0)
         for port in ones(have & ~wanted):
             self._close((rule, port))
         for port in ones(wanted & ~have):
             self._open_later(rule, port)
-        self._complained -= {
-            (held, port) for held, port in self._complained if held == rule and not wanted >> port & 1
-        }
+        if self._complained:
+            self._complained -= {
+                (held, port) for held, port in self._complained if held == rule and not wanted >> port & 1
+            }
 
     def _open_later(self, rule: Rule, port: int) -> None:
         key = (rule, port)
@@ -371,27 +378,35 @@ class Forward:
             rule, port = key
             self._warn(f"cannot follow {rule.protocol} port {port}: {os.strerror(error)}")
 
-    def _bound(self, side: str, protocol: str) -> int:
-        """The ports that somebody but us listens on, as bits; UDP's follow TCP's too, as pasta has it."""
-        if side not in self._diag:
-            request = {"family": int(socket.AF_NETLINK), "kind": int(socket.SOCK_RAW)}
-            request["protocol"] = NETLINK_SOCK_DIAG
-            if side == HOST:
-                self._diag[side] = make(request)
-            elif self._inside is not None:
-                self._diag[side] = self._inside.fetch(request)
-        fd = self._diag[side].fileno()
-        bound = 0
-        for kind in (TCP,) if protocol == TCP else (TCP, UDP):
-            number = socket.IPPROTO_TCP if kind == TCP else socket.IPPROTO_UDP
+    def _bound(self, side: str, protocol: str, seen: dict[tuple[str, str], int]) -> int:
+        """The ports that somebody but us listens on, as bits; `seen` are those that were read already."""
+        if (side, protocol) not in seen:
+            fd = self._diag_socket(side).fileno()
+            number = socket.IPPROTO_TCP if protocol == TCP else socket.IPPROTO_UDP
             found = 0
             for family in (socket.AF_INET, socket.AF_INET6):
                 try:
                     found |= int.from_bytes(_cext.bound_ports(fd, family, number), "little")
                 except FileNotFoundError:
                     continue  # the kernel has no such protocol
-            bound |= found & ~self._ours[side, kind]
-        return bound & ~self._ours[side, protocol]
+            seen[side, protocol] = found & ~self._ours[side, protocol]
+        return seen[side, protocol]
+
+    def _diag_socket(self, side: str) -> socket.socket:
+        """What the ports of a side are asked by."""
+        if side not in self._diag:
+            request = {
+                "family": int(socket.AF_NETLINK),
+                "kind": int(socket.SOCK_RAW),
+                "protocol": NETLINK_SOCK_DIAG,
+            }
+            if side == HOST:
+                self._diag[side] = make(request)
+            elif self._inside is not None:
+                self._diag[side] = self._inside.fetch(request)
+            else:
+                raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
+        return self._diag[side]
 
     def listening(self) -> Iterable[Listener]:
         return list(self._listeners.values())
