@@ -6,10 +6,9 @@ Owns the secret of initial sequence numbers.  Imports `tap`, `host`, `flows`, `t
 import errno
 import functools
 import os
-import random
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .flows import Flow, Flows
 from .host import HostSocket, HostSockets, reset
@@ -34,8 +33,7 @@ NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 MSS_MAX_VNET = 16 * 1024
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """The tap's side of things: sizes in bytes, addresses packed."""
 
     mtu: int
@@ -146,7 +144,8 @@ class Births:
         if not caller or not guest:
             return None
         # Two addresses of the host that are one to the guest may use the same port
-        for number in (client_port, *(random.randrange(1024, 65536) for _ in range(PORT_TRIES))):
+        others = (1024 + int.from_bytes(os.urandom(4), "big") % (65536 - 1024) for _ in range(PORT_TRIES))
+        for number in (client_port, *others):
             key = guest + caller + port.to_bytes(2, "big") + number.to_bytes(2, "big")
             if self._flows.lookup(key) is None:
                 return key

@@ -5,7 +5,7 @@ Owns nothing, does no I/O, imports no other room.
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -30,8 +30,7 @@ class ConfigError(Exception):
     """Something that the user asked for cannot be: one line for stderr."""
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """Options, in pasta's meaning.  Addresses are None or empty where the host's are to be copied."""
 
     command: tuple[str, ...] = ()
@@ -99,7 +98,7 @@ class Config:
     pcap: str = ""
     runas: str = ""
     control: str = ""
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     @property
     def attach(self) -> bool:

@@ -14,8 +14,7 @@ import select
 import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _cext
 from .config import ConfigError
@@ -36,8 +35,7 @@ ACCEPTS_PER_EVENT = 64
 BACKLOG = 4096  # the kernel bounds it by net.core.somaxconn
 
 
-@dataclass(frozen=True)
-class Listener:
+class Listener(NamedTuple):
     """A socket that listens on `port` for a rule; clients go to `target` on the other side."""
 
     sock: socket.socket

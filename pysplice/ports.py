@@ -6,7 +6,7 @@ Owns nothing, does no I/O.  Imports config.py.
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .config import ConfigError, IPAddress, parse_ifname
 
@@ -24,8 +24,7 @@ OPTIONS = {"-t": (HOST, TCP), "-u": (HOST, UDP), "-T": (GUEST, TCP), "-U": (GUES
 _Fail = Callable[[str], ConfigError]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """Ports `first` to `last` of the listening side lead to `to_first` and on, on the other side.
 
     `address` None: all addresses, both versions.  `auto`: only while somebody listens on the other side.

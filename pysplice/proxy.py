@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import random
 import signal
 import socket
 import time
@@ -465,7 +464,8 @@ class Proxy:
             return
         if not first:
             self.tap.emit_frame(ndp.unsolicited(router))
-        self._loop.call_later(random.uniform(*ADVERTISE_EVERY), self._advertise)
+        low, high = ADVERTISE_EVERY
+        self._loop.call_later(low + (high - low) * os.urandom(1)[0] / 255, self._advertise)
 
     # Clients of listeners
 

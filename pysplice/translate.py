@@ -6,20 +6,21 @@ Owns nothing that changes.  Imports no other room; opens no socket.
 import ipaddress
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 KEY4_LEN = 12
 
 DNS_PORTS = (53, 853)  # RFC 1035, RFC 7858
+
+NOTHING: Mapping[bytes, Any] = MappingProxyType({})
 
 V4_MAPPED = bytes(10) + b"\xff\xff"
 
 Pair = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where a flow of the guest's goes on the host; arguments of socket.socket and connect."""
 
     family: int
@@ -28,8 +29,7 @@ class Target:
     interface: str
 
 
-@dataclass(frozen=True)
-class Translation:
+class Translation(NamedTuple):
     """Addresses are packed where the guest uses them, text where the host does.
 
     `dns`: addresses of name servers as the guest knows them, to those of the host's, for ports 53 and 853.
@@ -41,14 +41,14 @@ class Translation:
     for callers that it cannot answer.
     """
 
-    redirect: Mapping[bytes, str] = field(default_factory=dict)
-    dns: Mapping[bytes, str] = field(default_factory=dict)
+    redirect: Mapping[bytes, str] = NOTHING
+    dns: Mapping[bytes, str] = NOTHING
     source4: str = ""
     source6: str = ""
     interface4: str = ""
     interface6: str = ""
     scope: int = 0
-    callers: Mapping[bytes, bytes] = field(default_factory=dict)
+    callers: Mapping[bytes, bytes] = NOTHING
     fallback4: bytes = b""
     fallback6: bytes = b""
 

@@ -97,7 +97,7 @@ def test_owners():
     assert users(r"_table\[[^]]*\] = |del self\._table") == {"flows.py"}
     assert users(r"self\.facts = ") == {"tcp/transfer.py"}
     assert len(re.findall(r"self\.facts = ", (PACKAGE / "tcp/transfer.py").read_text())) == 2
-    assert users(r"import random|import time$|from time ") == {"births.py", "observe/log.py", "proxy.py"}
+    assert users(r"import random|import time$|from time ") == {"observe/log.py", "proxy.py"}
     assert users(r"^import pyroute2|^from pyroute2") == {"setup/netlink.py"}
 
 

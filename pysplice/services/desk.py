@@ -6,7 +6,7 @@ among them: every group is joined here) has no reply.
 
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import arp, dhcp, dhcpv6
 from . import ndp as neighbours
@@ -15,8 +15,7 @@ DHCP_PORTS = struct.pack("!HH", dhcp.CLIENT_PORT, dhcp.SERVER_PORT)
 DHCPV6_PORTS = struct.pack("!HH", dhcpv6.CLIENT_PORT, dhcpv6.SERVER_PORT)
 
 
-@dataclass(frozen=True)
-class Desk:
+class Desk(NamedTuple):
     """What is offered on the link; None: it is not.  `mac` is ours, `guest_addresses` are packed."""
 
     mac: bytes

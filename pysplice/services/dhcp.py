@@ -4,7 +4,7 @@ Owns nothing; imports the packet builders of icmp.py.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .icmp import checksum, ipv4_packet
 
@@ -26,8 +26,7 @@ BROADCAST = b"\xff" * 4
 OPTION_BYTES_MAX = 255
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """What a guest is given: addresses packed; `mtu` 0 and what is empty are left out."""
 
     address: bytes

@@ -4,7 +4,7 @@ Owns nothing; imports the names of dhcp.py and the checksum of icmp.py.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dhcp import domain_name
 from .icmp import checksum
@@ -23,8 +23,7 @@ STATUS_NOT_ON_LINK = 4
 FOREVER = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """What a guest is given: `source` is our link-local address, all packed; what is empty is left out."""
 
     source: bytes

@@ -5,7 +5,7 @@ Owns nothing; imports the packet builder of icmp.py and the names of dhcp.py.
 
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dhcp import domain_name
 from .icmp import checksum, icmpv6_packet
@@ -33,8 +33,7 @@ SOLICITATION_MAX = 1024
 FOREVER = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class Router:
+class Router(NamedTuple):
     """What is advertised: packed addresses; `prefix` None and `mtu` 0 are left out."""
 
     mac: bytes

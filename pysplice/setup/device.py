@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytun_pmd3 import TunTapDevice
 from pytun_pmd3.linux import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
@@ -41,8 +41,7 @@ class _Tap(TunTapDevice):  # type: ignore[misc]
         pass
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """An open tap: `vnet` says whether frames carry a virtio header, `uso` whether it segments UDP."""
 
     fd: int

@@ -4,7 +4,7 @@ Owns nothing.  Imports config.py.
 """
 
 import ipaddress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..config import Config, ConfigError, IPAddress, parse_name
 
@@ -13,8 +13,7 @@ SERVERS_MAX = 3  # resolv.conf(5), for each version of IP
 SEARCH_MAX = 32
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """`servers` as the guest is told; `forward`: addresses as the guest uses them (packed) to host name servers."""
 
     servers: tuple[IPAddress, ...]

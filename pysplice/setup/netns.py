@@ -15,12 +15,10 @@ import ctypes
 import errno
 import json
 import os
-import platform
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .. import inside
 from ..config import Config, ConfigError
@@ -55,8 +53,7 @@ MESSAGE_MAX = 65536
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True)
-class Guest:
+class Guest(NamedTuple):
     """A namespace with a tap in it, ready to be served."""
 
     tap_fd: int  # -1: there is none
@@ -186,7 +183,7 @@ def _spawn(config: Config) -> Command:
         flags |= CLONE_NEWPID
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     uid, gid, parent = os.geteuid(), os.getegid(), os.getpid()
-    number = SYS_CLONE.get(platform.machine(), 120)
+    number = SYS_CLONE.get(os.uname().machine, 120)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -3,18 +3,15 @@
 Owns nothing.  Imports config.py.
 """
 
-import dataclasses
 import ipaddress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import IPAddress
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """A route of the template interface: destination, gateway or None, metric or None."""
 
     destination: str
@@ -23,12 +20,11 @@ class Route:
     scope: int
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """What one version of IP gets in the guest's namespace."""
 
     interface: str
-    index: int
+    ifindex: int
     addresses: tuple[IPInterface, ...]
     gateway: IPAddress | None
     routes: tuple[Route, ...]
@@ -37,10 +33,10 @@ class Family:
     def to_words(self) -> dict[str, Any]:
         return {
             "interface": self.interface,
-            "index": self.index,
+            "ifindex": self.ifindex,
             "addresses": [str(address) for address in self.addresses],
             "gateway": str(self.gateway) if self.gateway else None,
-            "routes": [dataclasses.asdict(route) for route in self.routes],
+            "routes": [route._asdict() for route in self.routes],
             "host_address": str(self.host_address) if self.host_address else None,
         }
 
@@ -49,7 +45,7 @@ class Family:
         gateway, host_address = words["gateway"], words["host_address"]
         return Family(
             words["interface"],
-            words["index"],
+            words["ifindex"],
             tuple(ipaddress.ip_interface(text) for text in words["addresses"]),
             ipaddress.ip_address(gateway) if gateway else None,
             tuple(Route(**route) for route in words["routes"]),
@@ -57,8 +53,7 @@ class Family:
         )
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """Both versions; None where it is switched off or the host has none."""
 
     ipv4: Family | None
