@@ -102,11 +102,13 @@ static PyObject *bound_ports(PyObject *module, PyObject *args)
 {
 	uint8_t ports[PORTS_BYTES] = {0};
 	int fd, family, protocol, rc;
+	unsigned without;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "iii:bound_ports", &fd, &family, &protocol))
+	if (!PyArg_ParseTuple(args, "iiiI:bound_ports", &fd, &family, &protocol,
+			      &without))
 		return NULL;
-	rc = sock_ports_read(fd, family, protocol, ports);
+	rc = sock_ports_read(fd, family, protocol, without, ports);
 	if (rc) {
 		errno = -rc;
 		return PyErr_SetFromErrno(PyExc_OSError);

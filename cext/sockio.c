@@ -67,15 +67,42 @@ int sock_facts_read(int fd, struct sock_facts *facts)
 #define TCP_CLOSE_BIT (1u << 7)
 #define TCP_LISTEN_BIT (1u << 10)
 
-int sock_ports_read(int fd, int family, int protocol,
+int sock_ports_read(int fd, int family, int protocol, uint32_t without,
 		    uint8_t ports[PORTS_BYTES])
 {
+	/* What ends at the end is accepted, what jumps beyond it is not
+	 * (inet_diag_bc_run()): another interface leads to the end at once, this
+	 * one to the jump */
 	struct {
 		struct nlmsghdr header;
 		struct inet_diag_req_v2 diag;
+		struct nlattr filter;
+		struct inet_diag_bc_op op;
+		uint32_t ifindex;
+		struct inet_diag_bc_op beyond;
 	} request = {
+		.filter = {
+			.nla_len = sizeof(request.filter) +
+				   sizeof(request.op) +
+				   sizeof(request.ifindex) +
+				   sizeof(request.beyond),
+			.nla_type = INET_DIAG_REQ_BYTECODE,
+		},
+		.op = {
+			.code = INET_DIAG_BC_DEV_COND,
+			.yes = sizeof(request.op) + sizeof(without),
+			.no = 2 * sizeof(request.op) + sizeof(without),
+		},
+		.beyond = {
+			.code = INET_DIAG_BC_JMP,
+			.yes = sizeof(request.op),
+			.no = 2 * sizeof(request.op),
+		},
+		.ifindex = without,
 		.header = {
-			.nlmsg_len = sizeof(request),
+			.nlmsg_len = without ? sizeof(request) :
+					       sizeof(request.header) +
+						       sizeof(request.diag),
 			.nlmsg_type = SOCK_DIAG_BY_FAMILY,
 			.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
 		},
@@ -92,7 +119,7 @@ int sock_ports_read(int fd, int family, int protocol,
 		char bytes[32768];
 	} answer;
 
-	if (send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0)
+	if (send(fd, &request, request.header.nlmsg_len, MSG_DONTWAIT) < 0)
 		return -errno;
 	for (;;) {
 		ssize_t n = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);

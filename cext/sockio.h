@@ -27,8 +27,9 @@ int sock_facts_read(int fd, struct sock_facts *facts);
 
 /* Set the bit of each local port that a socket of FAMILY and PROTOCOL listens
  * on (TCP) or is bound to without a peer (UDP), in the namespace of FD, a
- * NETLINK_SOCK_DIAG socket.  Returns 0 or -errno. */
-int sock_ports_read(int fd, int family, int protocol,
+ * NETLINK_SOCK_DIAG socket.  Sockets that are bound to the interface WITHOUT
+ * are left out, by the kernel; 0: none are.  Returns 0 or -errno. */
+int sock_ports_read(int fd, int family, int protocol, uint32_t without,
 		    uint8_t ports[PORTS_BYTES]);
 
 #endif

@@ -29,6 +29,7 @@ EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
 EPHEMERAL_DEFAULT = (32768, 60999)
 
 NETLINK_SOCK_DIAG = 4
+IFINDEX_LO = 1  # LOOPBACK_IFINDEX of the kernel
 SCAN_EVERY = 1.0  # seconds, as pasta
 
 ACCEPTS_PER_EVENT = 64
@@ -158,6 +159,7 @@ class Forward:
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
         self._open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
+        self._wanted: dict[Rule, int] = {}
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
         self._ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
@@ -189,11 +191,15 @@ class Forward:
             self._open[rule] = 1 << port
             self._close((rule, port))
         self._open.pop(rule, None)
+        self._wanted.pop(rule, None)
 
     def _ports(self, rule: Rule) -> int:
         """The ports that a rule may listen on, as bits."""
-        wanted = bits(rule.first, rule.last)
-        return wanted & ~self._ephemeral if rule.weak else wanted
+        wanted = self._wanted.get(rule)
+        if wanted is None:
+            wanted = bits(rule.first, rule.last)
+            self._wanted[rule] = wanted = wanted & ~self._ephemeral if rule.weak else wanted
+        return wanted
 
     def _open_all(self, rule: Rule) -> None:
         error: OSError | None = None
@@ -384,7 +390,9 @@ class Forward:
             found = 0
             for family in (socket.AF_INET, socket.AF_INET6):
                 try:
-                    found |= int.from_bytes(_cext.bound_ports(fd, family, number), "little")
+                    # On the guest's side all that is bound to its loopback interface is ours
+                    without = IFINDEX_LO if side == GUEST else 0
+                    found |= int.from_bytes(_cext.bound_ports(fd, family, number, without), "little")
                 except FileNotFoundError:
                     continue  # the kernel has no such protocol
             seen[side, protocol] = found & ~self._ours[side, protocol]

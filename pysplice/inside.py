@@ -24,6 +24,7 @@ FDS_MAX = 64
 # TCP sockets made in advance for each version of IP: a connection then needs no round trip to the process
 POOL = 16
 FETCH_TIMEOUT = 2  # seconds
+IN_FLIGHT_MAX = 32  # requests that were not answered yet
 
 IP_PKTINFO = 8
 IP_FREEBIND = 15
@@ -110,6 +111,8 @@ class Inside:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._tag = 0
+        self._gone = False
+        self._unsent: deque[bytes] = deque()
         self._waiting: dict[int, Callable[[list[socket.socket], int], None]] = {}
         self._pools: dict[int, deque[socket.socket]] = {socket.AF_INET: deque(), socket.AF_INET6: deque()}
         self._claims: dict[int, deque[Taken]] = {socket.AF_INET: deque(), socket.AF_INET6: deque()}
@@ -120,14 +123,25 @@ class Inside:
 
     def ask(self, request: dict[str, Any], done: Callable[[list[socket.socket], int], None]) -> None:
         """`done` gets the sockets and 0, or none and an errno, later."""
-        self._tag += 1
-        message = json.dumps({**request, "tag": self._tag}).encode()
-        try:
-            self._control.send(message, socket.MSG_DONTWAIT)
-        except OSError as e:
-            done([], e.errno or errno.EIO)
+        if self._gone:
+            done([], errno.ENETDOWN)
             return
+        self._tag += 1
         self._waiting[self._tag] = done
+        self._unsent.append(json.dumps({**request, "tag": self._tag}).encode())
+        self._send()
+
+    def _send(self) -> None:
+        """As many requests as the process has not to wait for."""
+        while self._unsent and len(self._waiting) - len(self._unsent) < IN_FLIGHT_MAX:
+            try:
+                self._control.send(self._unsent[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                # It is gone, and on_ready() finds out
+                return
+            self._unsent.popleft()
 
     def on_ready(self) -> None:
         """The process has answered; raises ConnectionError once it is gone."""
@@ -139,11 +153,14 @@ class Inside:
         message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX, flags)
         socks = [socket.socket(fileno=fd) for fd in fds]
         if not message:
+            self._unsent.clear()
+            self._gone = True
             for tag in list(self._waiting):
                 self._waiting.pop(tag)([], errno.ENETDOWN)
             raise ConnectionError("the process in the namespace is gone")
         answer = json.loads(message)
         done = self._waiting.pop(answer.get("tag"), None)
+        self._send()
         if done is not None:
             done(socks, answer["errno"])
 

@@ -35,12 +35,11 @@ from .services.desk import Desk
 from .splice import Splices
 from .tap import TapDevice
 from .tcp import small_queue
-from .tcp.doors import SYN, Run
+from .tcp.doors import ACK, FIN, PSH, RST, SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
 from .translate import KEY4_LEN, Translation, pack, unpack
 
 IPV4_HEADER = 20
-IPV6_HEADER = 40
 TCP_HEADER = 20
 
 # How long what an ended command, or somebody in an ended namespace, has said may take to go out, seconds
@@ -50,8 +49,8 @@ LINGER_NAMESPACE = 1.0
 LAST_BATCHES = 16
 
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
-PORT_TRIES = 16
 SHOWN_MAX = 500
+FLAG_NAMES = {SYN: "S", FIN: "F", RST: "R", PSH: "P", ACK: "A"}
 
 
 class Proxy:
@@ -281,6 +280,8 @@ class Proxy:
             if not self._command or self._ending:
                 self.stop(self._status)
             return
+        if self.log.trace_on:
+            self._say_batch(runs, datagrams, frames)
         self._queue.seen(runs, began)
         self._take_runs(runs, datagrams, frames)
         if self._queue.watching:
@@ -400,6 +401,23 @@ class Proxy:
         if self._queue.throttled and not self._resuming:
             self._resuming = True
             self._loop.call_later(self._queue.resume_after(now), self._resume)
+
+    def _say_batch(
+        self, runs: Sequence[Run], datagrams: Sequence[Datagrams], frames: Sequence[bytes]
+    ) -> None:
+        """What came from the tap, packet by packet as far as they were not one to us."""
+        for run in runs:
+            flags = "".join(name for bit, name in FLAG_NAMES.items() if run.flags & bit)
+            self.log.trace(
+                f"tcp {flow_name(run.key)}: {flags or '-'} seq {run.seq} ack {run.ack} "  # type: ignore[attr-defined]
+                f"window {run.window}, {run.length} bytes in {run.frames} segments"
+            )
+        for several in datagrams:
+            self.log.trace(
+                f"udp {flow_name(several.key)}: {several.length} bytes in {several.frames} datagrams"
+            )
+        for frame in frames:
+            self.log.trace(f"frame of type 0x{frame[12:14].hex()}, {len(frame)} bytes")
 
     def _say_end(self, flow: Flow) -> None:
         error = flow.connection.error

@@ -203,9 +203,7 @@ def test_an_error_is_one_line_and_status_1():
 def test_called_as_pasta(tmp_path):
     """The name decides, wherever it lies; podman calls it by its full path."""
     link = tmp_path / "pasta"
-    link.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom pysplice.__main__ import main\nmain()\n"
-    )
+    link.write_text(f"#!{sys.executable}\nimport sys\nfrom pysplice.__main__ import main\nmain()\n")
     link.chmod(0o755)
     result = subprocess.run([link, "--version"], capture_output=True, text=True, timeout=30, check=False)
     assert (result.returncode, result.stderr) == (0, "")
