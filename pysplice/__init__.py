@@ -3,14 +3,21 @@
 The map of the rooms, in the order in which a byte passes.  Each imports only what stands below it.
 
     __main__    argv -> Config -> run
-    cli         the options;  config: the frozen Config, and the grammar of its values
+    cli         the options;  config: the Config, and the grammar of its values;  ports: that of -t, -u, -T, -U
     setup/      once, before the loop: namespaces, the tap, addresses, and giving up what is not needed
     proxy       0  the loop: readiness and one heap of timers; wires the rooms below
+    control     0b a UNIX socket to look at it and to change what is forwarded
+    births      1  TCP flows come to be: by the guest's SYN, or by a client on the host
     tap         1  owns the tap: drains it into runs, emits frames
-    services/   1b arp, ndp, icmp: bytes in, bytes out
-    flows       2  the table of flows: birth, lookup, death, limits, and what addresses mean
+    services/   1b arp, ndp, dhcp, dhcpv6, icmp errors: bytes in, bytes out
+    translate   1b what addresses mean on the other side
+    flows       2  the table of TCP flows: lookup, death, limits
     tcp/        3  the protocol: one Connection per flow, no I/O; read its docstring for the theory
+    datagram/   3b flows without a stream: UDP, echo, fragments
     host        4  owns the host sockets
+    forward     4b listeners, and the policy for those who come by them
+    splice      5  the short cut: loopback to loopback, socket to socket
+    inside      5b sockets of the guest's namespace, made by a process in there
     observe/    windows on all of it: logging, the trace of what was advertised
     _cext       C: moves bytes, computes checksums, reads socket state; see _cext.pyi
 

@@ -1,10 +1,10 @@
 """Container engines and sandboxes: what they start, and who calls us how."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ..support.namespaces import PYSPLICE, run, stop
-from ..support.transfer import transfer
+from ..support.transfer import Background, transfer
 from .test_clients import need
 from .test_forward import NONE, accept, until
 
@@ -252,11 +252,12 @@ def test_a_container(world, tmp_path):
             with subprocess.Popen(
                 ["sh", "-c", f"{crun} exec web /bin/nc {world.REMOTE4} {port}"], stdout=subprocess.PIPE
             ) as inside:
+                reading = Background(inside.stdout.read)
                 server, peer = accept(listener)
                 assert peer[0] == world.HOST4
-                server.sendall(data)
-                server.close()
-                assert inside.stdout.read() == data
+                with server:
+                    server.sendall(data)
+                assert reading.result() == data
     finally:
         run("sh", "-c", f"{crun} kill web KILL", check=False)
         container.wait(10)
@@ -500,14 +501,11 @@ def test_without_the_process_in_the_namespace(world):
         with client, server:
             transfer(client, server, 1, 1 << 20)
         for _ in range(40):
-            with world.host.connect("127.0.0.1", 8080) as client:
-                client.settimeout(3)
-                try:
-                    client.sendall(b"x")
-                    listener.settimeout(0.5)
-                    listener.accept()[0].close()
-                except (OSError, TimeoutError):
-                    continue
+            # As many as were made in advance, then resets
+            with contextlib.suppress(OSError), world.host.connect("127.0.0.1", 8080) as client:
+                client.sendall(b"x")
+                listener.settimeout(0.5)
+                listener.accept()[0].close()
+        with world.remote.connect(world.HOST4, 8080), accept(listener)[0]:
+            pass
     assert process.poll() is None
-    with socket.socket() as sock:
-        assert sock  # nothing else is needed of this host
