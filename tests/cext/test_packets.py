@@ -1,0 +1,466 @@
+"""Datagrams in the C extension, held against scapy and slow Python."""
+
+import errno
+import os
+import random
+import socket
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
+from scapy.layers.l2 import Ether
+
+from pysplice import _cext
+from pysplice.datagram import fragments
+from pysplice.tap import template
+
+from ..support.taps import ADDRESSES, GUEST_MAC, OUR_MAC, VNET, key, tap_pair
+
+BOTH = pytest.mark.parametrize("version", (4, 6))
+MAC = bytes.fromhex("9a559a559a55")
+GUEST = bytes.fromhex("020000000001")
+PROTO_UDP = 17
+UDP_GRO, UDP_SEGMENT = 104, 103
+GSO_UDP_L4 = 5
+
+
+def datagram(version=4, payload=b"", sport=40000, dport=53, **fields):
+    """A frame from the guest, checksums and all; fields are scapy's for UDP."""
+    src, dst = ADDRESSES[version]
+    ip = IP(src=src, dst=dst, ttl=61) if version == 4 else IPv6(src=src, dst=dst, hlim=61)
+    return bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / ip / UDP(sport=sport, dport=dport, **fields) / payload)
+
+
+class Pair:
+    def __init__(self, vnet):
+        self.ours, self.guest = tap_pair()
+        self.tap = _cext.Tap(self.ours.fileno(), vnet)
+        self.packets = _cext.Packets()
+        self.vnet = vnet
+
+    def put(self, *frames, header=VNET):
+        for frame in frames:
+            self.guest.send((header if self.vnet else b"") + frame)
+        return self.tap.drain()
+
+    def frames(self):
+        """What the guest was sent: (virtio header or None, frame)."""
+        got = []
+        while True:
+            try:
+                data = self.guest.recv(70000)
+            except BlockingIOError:
+                return got
+            got.append((data[:10], data[10:]) if self.vnet else (None, data))
+
+    def close(self):
+        self.ours.close()
+        self.guest.close()
+
+
+@pytest.fixture(params=(False, True), ids=("plain", "vnet"))
+def tap(request):
+    pair = Pair(request.param)
+    yield pair
+    pair.close()
+
+
+def connected_pair():
+    """Two UDP sockets that are connected to each other."""
+    socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for _ in range(2)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    socks[0].connect(socks[1].getsockname())
+    socks[1].connect(socks[0].getsockname())
+    return socks
+
+
+@pytest.fixture
+def host():
+    socks = connected_pair()
+    yield socks
+    for sock in socks:
+        sock.close()
+
+
+def received(sock):
+    got = []
+    while True:
+        try:
+            got.append(sock.recv(70000))
+        except BlockingIOError:
+            return got
+
+
+# From the guest
+
+
+@BOTH
+@pytest.mark.parametrize("size", (0, 1, 2, 1471, 9000, 60000))
+def test_a_datagram(tap, host, version, size):
+    payload = os.urandom(size)
+    runs, (several,), others = tap.put(datagram(version, payload))
+    assert (runs, others) == ([], [])
+    assert several.key == key(version, dport=53)
+    assert (several.frames, several.length, several.ttl) == (1, size, 61)
+    assert tap.tap.frame(several.handle) == datagram(version, payload)
+    assert tap.packets.send(tap.tap, several.handle, host[0].fileno(), 0) == 1
+    assert received(host[1]) == [payload]
+
+
+def test_flows_are_grouped_and_keep_their_order(tap, host):
+    frames = [datagram(4, b"%d" % i, sport=40000 + i % 3) for i in range(30)]
+    _, runs, _ = tap.put(*frames)
+    assert [run.frames for run in runs] == [10, 10, 10]
+    for i, run in enumerate(runs):
+        assert tap.packets.send(tap.tap, run.handle, host[0].fileno(), 0) == 10
+        assert received(host[1]) == [b"%d" % j for j in range(i, 30, 3)]
+
+
+def test_another_hop_limit_is_another_run(tap):
+    one = datagram(4, b"x")
+    packet = Ether(one)
+    packet.ttl = 3
+    del packet[IP].chksum
+    _, runs, _ = tap.put(one, bytes(packet))
+    assert [(run.frames, run.ttl) for run in runs] == [(1, 61), (1, 3)]
+
+
+def test_tcp_of_the_same_ports_is_another_flow(tap):
+    from ..support.taps import segment
+
+    runs, datagrams, _ = tap.put(
+        segment(4, b"t", dport=53), datagram(4, b"u"), segment(4, b"v", dport=53, seq=1)
+    )
+    assert [run.length for run in runs] == [2] and [d.length for d in datagrams] == [1]
+
+
+def test_skip(tap, host):
+    _, (run,), _ = tap.put(*(datagram(4, b"%d" % i) for i in range(5)))
+    assert tap.packets.send(tap.tap, run.handle, host[0].fileno(), 3) == 2
+    assert received(host[1]) == [b"3", b"4"]
+
+
+def test_what_an_earlier_one_met_is_told_once(tap):
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        client.connect(gone.getsockname())
+    _, (run,), _ = tap.put(datagram(4, b"x"))
+    assert tap.packets.send(tap.tap, run.handle, client.fileno(), 0) == 1
+    assert tap.packets.send(tap.tap, run.handle, client.fileno(), 0) == -errno.ECONNREFUSED
+    assert tap.packets.send(tap.tap, run.handle, client.fileno(), 0) == 1
+    client.close()
+
+
+def test_segmentation_is_left_to_the_kernel():
+    """A frame of many datagrams (USO) goes out in one call, and arrives as many."""
+    pair, host = Pair(True), connected_pair()
+    payload = os.urandom(20 * 1000 + 7)
+    header = struct.pack("=BBHHHH", 1, GSO_UDP_L4, 42, 1000, 34, 6)
+    _, (run,), _ = pair.put(datagram(4, payload), header=header)
+    assert run.frames == 1
+    assert pair.packets.send(pair.tap, run.handle, host[0].fileno(), 0) == 1
+    assert received(host[1]) == [payload[at : at + 1000] for at in range(0, len(payload), 1000)]
+    pair.close()
+
+
+@pytest.mark.parametrize("size", (1, 3, 65535))
+def test_a_strange_size_of_segments(size):
+    """The guest may write anything there: the bytes arrive cut up somehow, or not at all."""
+    pair, host = Pair(True), connected_pair()
+    payload = os.urandom(3000)
+    header = struct.pack("=BBHHHH", 1, GSO_UDP_L4, 42, size, 34, 6)
+    _, (run,), _ = pair.put(datagram(4, payload), header=header)
+    pair.packets.send(pair.tap, run.handle, host[0].fileno(), 0)
+    got = received(host[1])
+    assert payload.startswith(b"".join(got)) and all(len(part) <= size for part in got)
+    pair.close()
+
+
+BROKEN = {
+    "checksum": lambda frame: frame[:-1] + bytes((frame[-1] ^ 1,)),
+    "length too large": lambda frame: frame[:38] + b"\xff\xff" + frame[40:],
+    "length too small": lambda frame: frame[:38] + b"\x00\x07" + frame[40:],
+    "cut short": lambda frame: frame[:40],
+    "source port 0": lambda frame: frame[:34] + b"\0\0" + frame[36:40] + b"\0\0" + frame[42:],
+    "destination port 0": lambda frame: frame[:36] + b"\0\0" + frame[38:40] + b"\0\0" + frame[42:],
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_ones_are_dropped(tap, how):
+    before = tap.tap.dropped
+    assert tap.put(BROKEN[how](datagram(4, b"payload"))) == ([], [], [])
+    assert tap.tap.dropped == before + 1
+
+
+def test_no_checksum_is_for_ipv4_only(tap):
+    _, runs, _ = tap.put(datagram(4, b"x", chksum=0), datagram(6, b"x", chksum=0))
+    assert [run.key for run in runs] == [key(4, dport=53)]
+
+
+def test_padding_is_no_payload(tap, host):
+    _, (run,), _ = tap.put(datagram(4, b"four") + bytes(30))
+    tap.packets.send(tap.tap, run.handle, host[0].fileno(), 0)
+    assert received(host[1]) == [b"four"]
+
+
+@pytest.mark.parametrize("address", ("255.255.255.255", "224.0.0.251", "127.0.0.1", "0.0.0.0"))
+def test_what_is_not_between_hosts_is_handed_over_whole(tap, address):
+    frame = bytes(Ether() / IP(src="10.0.2.15", dst=address) / UDP(sport=68, dport=67) / b"x")
+    assert tap.put(frame) == ([], [], [frame])
+
+
+# To the guest
+
+
+def check(frame, vnet, version, payload, gso=0):
+    """A frame is what scapy makes of its parts; an open checksum is that of the pseudo header."""
+    packet = Ether(frame)
+    assert (packet.src, packet.dst) == (OUR_MAC, GUEST_MAC)
+    layer = packet[IP if version == 4 else IPv6]
+    src, dst = ADDRESSES[version]
+    assert (layer.src, layer.dst) == (dst, src)
+    assert (packet[UDP].sport, packet[UDP].dport) == (53, 40000)
+    assert bytes(packet[UDP].payload) == payload
+    if vnet is not None:
+        flags, kind, _, size, start, offset = struct.unpack("=BBHHHH", vnet)
+        assert (flags, start, offset) == (1, 34 if version == 4 else 54, 6)
+        assert (kind, size) == ((GSO_UDP_L4, gso) if gso else (0, 0))
+        return
+    again = Ether(frame)
+    del again[UDP].chksum
+    if version == 4:
+        del again[IP].chksum
+    assert bytes(again) == frame
+
+
+@BOTH
+@pytest.mark.parametrize("size", (0, 1, 2, 3, 999, 1452))
+def test_forward(tap, host, version, size):
+    payloads = [os.urandom(size) for _ in range(10)]
+    for payload in payloads:
+        host[1].send(payload)
+    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    assert tap.packets.forward(tap.tap, start, host[0].fileno(), 1500, False) == 10
+    frames = tap.frames()
+    assert len(frames) == 10
+    for (vnet, frame), payload in zip(frames, payloads, strict=True):
+        check(frame, vnet, version, payload)
+    assert tap.packets.forward(tap.tap, start, host[0].fileno(), 1500, False) == -errno.EAGAIN
+
+
+@BOTH
+def test_a_checksum_of_zero_goes_out_as_ones(version):
+    """RFC 768: 0 means that there is none."""
+    pair, host = Pair(False), connected_pair()
+    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    # Find a payload whose checksum is 0
+    probe = bytes(2)
+    host[1].send(probe)
+    pair.packets.forward(pair.tap, start, host[0].fileno(), 1500, False)
+    ((_, frame),) = pair.frames()
+    sum_ = Ether(frame)[UDP].chksum
+    host[1].send(struct.pack("!H", sum_))
+    pair.packets.forward(pair.tap, start, host[0].fileno(), 1500, False)
+    ((_, frame),) = pair.frames()
+    assert Ether(frame)[UDP].chksum == 0xFFFF
+    pair.close()
+
+
+def whole(frames):
+    """The slow twin: the datagram that fragments make, by the reassembly of the other direction."""
+    made = fragments.Reassembler()
+    result = None
+    for frame in frames:
+        assert result is None
+        result = made.feed(frame[14:], 0.0)
+    return result
+
+
+@BOTH
+@pytest.mark.parametrize("mtu", (1280, 1500, 9000))
+@pytest.mark.parametrize("size", (1473, 8972, 20001, 65487))
+def test_forward_in_fragments(tap, host, version, mtu, size):
+    payload = os.urandom(size)
+    host[1].send(payload)
+    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    assert tap.packets.forward(tap.tap, start, host[0].fileno(), mtu, True) == 1
+    frames = tap.frames()
+    if size + (28 if version == 4 else 48) <= mtu:
+        ((vnet, frame),) = frames
+        check(frame, vnet, version, payload)
+        return
+    assert all(len(frame) <= 14 + mtu for _, frame in frames)
+    assert all(vnet in (None, bytes(10)) for vnet, _ in frames)
+    idents = set()
+    for _, frame in frames:
+        packet = Ether(frame)
+        if version == 4:
+            assert IP(bytes(packet[IP])).chksum == IP(bytes(IP(frame[14:]))).chksum
+            idents.add(packet[IP].id)
+        else:
+            idents.add(packet[IPv6ExtHdrFragment].id)
+    assert len(idents) == 1
+    result = fragments.datagram(whole([frame for _, frame in frames]))
+    src, dst = (
+        socket.inet_pton(socket.AF_INET if version == 4 else socket.AF_INET6, a) for a in ADDRESSES[version]
+    )
+    assert result == (dst + src + struct.pack("!HH", 53, 40000), payload, 255)
+
+
+def test_joined_ones_stay_joined_where_the_tap_takes_that(host):
+    for uso in (True, False):
+        pair = Pair(True)
+        host[0].setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        payload = os.urandom(10 * 1000 + 5)
+        host[1].setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        host[1].send(payload)
+        start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+        assert pair.packets.forward(pair.tap, start, host[0].fileno(), 1500, uso) >= 1
+        frames = pair.frames()
+        assert b"".join(bytes(Ether(frame)[UDP].payload) for _, frame in frames) == payload
+        if uso:
+            vnet, frame = frames[0]
+            check(frame, vnet, 4, payload, gso=1000)
+        else:
+            assert [len(Ether(frame)[UDP].payload) for _, frame in frames] == [1000] * 10 + [5]
+        pair.close()
+
+
+@BOTH
+@pytest.mark.parametrize("size", (0, 1, 1400, 5000, 65487))
+def test_emit(tap, version, size):
+    payload = os.urandom(size)
+    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    assert tap.packets.emit(tap.tap, start, payload, 1500) == 0
+    frames = tap.frames()
+    if len(frames) == 1:
+        check(frames[0][1], frames[0][0], version, payload)
+    else:
+        assert fragments.datagram(whole([frame for _, frame in frames]))[1] == payload
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_relay(sizes, rng):
+    """Between two pairs of sockets each datagram arrives once, as it was, in order."""
+    here, there = connected_pair(), connected_pair()
+    packets = _cext.Packets()
+    payloads = [rng.randbytes(size) for size in sizes]
+    got = []
+    for payload in payloads:
+        here[1].send(payload)
+        if rng.random() < 0.3:
+            packets.relay(here[0].fileno(), there[0].fileno())
+            got += received(there[1])
+    while packets.relay(here[0].fileno(), there[0].fileno())[0] > 0:
+        got += received(there[1])
+    assert got == payloads
+    for sock in (*here, *there):
+        sock.close()
+
+
+def test_relay_says_why(host):
+    packets = _cext.Packets()
+    assert packets.relay(host[0].fileno(), host[0].fileno()) == (-errno.EAGAIN, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lonely:
+        host[1].send(b"x")
+        assert packets.relay(host[0].fileno(), lonely.fileno()) == (1, errno.EDESTADDRREQ)
+
+
+# What cannot be
+
+
+def test_wrong_calls(tap, host):
+    _, (run,), _ = tap.put(datagram(4, b"x"))
+    start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+    fd = host[0].fileno()
+    for call in (
+        lambda: tap.packets.send(tap.tap, run.handle + 5, fd, 0),
+        lambda: tap.packets.send(tap.tap, run.handle, fd, -1),
+        lambda: tap.packets.forward(tap.tap, start[:-1], fd, 1500, False),
+        lambda: tap.packets.forward(tap.tap, start, fd, 67, False),
+        lambda: tap.packets.emit(tap.tap, start, bytes(65528), 1500),
+        lambda: tap.tap.frame(run.handle + 5),
+    ):
+        with pytest.raises(ValueError):
+            call()
+    tap.put()
+    with pytest.raises(ValueError):
+        tap.packets.send(tap.tap, run.handle, fd, 0)
+
+
+# Ports
+
+
+def bound_ports(fd, family, protocol, without=0):
+    found = int.from_bytes(_cext.bound_ports(fd, family, protocol, without), "little")
+    return {port for port in range(65536) if found >> port & 1}
+
+
+def from_proc(name, state):
+    """The slow twin: /proc/net."""
+    with open(f"/proc/net/{name}") as file:
+        lines = [line.split() for line in list(file)[1:]]
+    return {int(words[1].split(":")[1], 16) for words in lines if words[3] == state}
+
+
+def test_bound_ports(isolated):
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
+    socks = []
+    ports = random.Random(1).sample(range(1024, 60000), 60)
+    for i, port in enumerate(ports):
+        family = (socket.AF_INET, socket.AF_INET6)[i % 2]
+        kind = (socket.SOCK_STREAM, socket.SOCK_DGRAM)[i // 2 % 2]
+        sock = socket.socket(family, kind)
+        if i % 5 == 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        sock.bind(("::" if family == socket.AF_INET6 else "127.0.0.1", port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        socks.append((family, kind, sock))
+    for family, kind, tcp, udp in ((socket.AF_INET, 4, "tcp", "udp"), (socket.AF_INET6, 6, "tcp6", "udp6")):
+        del kind
+        for protocol, name, state in ((6, tcp, "0A"), (17, udp, "07")):
+            assert bound_ports(netlink.fileno(), family, protocol) == from_proc(name, state)
+            wanted = socket.SOCK_STREAM if protocol == 6 else socket.SOCK_DGRAM
+            on_lo = {
+                sock.getsockname()[1]
+                for other, type_, sock in socks
+                if (other, type_) == (family, wanted)
+                and sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).startswith(b"lo")
+            }
+            assert bound_ports(netlink.fileno(), family, protocol, 1) == from_proc(name, state) - on_lo
+    for _, _, sock in socks:
+        sock.close()
+    with pytest.raises(OSError):
+        _cext.bound_ports(0, socket.AF_INET, 6, 0)
+
+
+# A capture
+
+
+def test_capture(tap, tmp_path, host):
+    path = tmp_path / "cap"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    tap.tap.capture(fd)
+    start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+    tap.put(datagram(4, b"in"))
+    tap.packets.emit(tap.tap, start, b"out", 1500)
+    tap.tap.capture(-1)
+    tap.packets.emit(tap.tap, start, b"unseen", 1500)
+    data = path.read_bytes()
+    frames = []
+    while data:
+        _, micros, length, original = struct.unpack_from("=IIII", data)
+        assert length == original and micros < 1_000_000
+        frames.append(data[16 : 16 + length])
+        data = data[16 + length :]
+    assert [bytes(Ether(frame)[UDP].payload) for frame in frames] == [b"in", b"out"]
+    os.close(fd)
