@@ -1,23 +1,48 @@
-"""ARP, NDP and ICMP errors, held against scapy's idea of them."""
+"""ARP, NDP, DHCP, DHCPv6 and ICMP errors, held against scapy's idea of them."""
 
 import errno
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dhcp6 import (
+    DUID_LL,
+    DHCP6_Advertise,
+    DHCP6_Confirm,
+    DHCP6_InfoRequest,
+    DHCP6_Rebind,
+    DHCP6_Release,
+    DHCP6_Renew,
+    DHCP6_Reply,
+    DHCP6_Request,
+    DHCP6_Solicit,
+    DHCP6OptClientId,
+    DHCP6OptDNSDomains,
+    DHCP6OptDNSServers,
+    DHCP6OptIA_NA,
+    DHCP6OptIAAddress,
+    DHCP6OptRapidCommit,
+    DHCP6OptServerId,
+    DHCP6OptStatusCode,
+)
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_RS,
+    ICMPv6NDOptDNSSL,
     ICMPv6NDOptMTU,
     ICMPv6NDOptPrefixInfo,
+    ICMPv6NDOptRDNSS,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
 )
 from scapy.layers.l2 import ARP, Ether
 
-from pysplice.services import arp, icmp, ndp
+from pysplice.services import arp, desk, dhcp, dhcpv6, icmp, ndp
 
 GUEST = "02:00:00:00:00:01"
 MAC = bytes.fromhex("9a559a559a55")
@@ -152,3 +177,251 @@ def test_no_icmp_for_other_errors():
     syn = bytes(Ether(src=GUEST) / IP() / TCP())
     assert icmp.unreachable(syn, errno.ECONNREFUSED, MAC, bytes(4)) is None
     assert icmp.unreachable(syn[:30], errno.EHOSTUNREACH, MAC, bytes(4)) is None
+
+
+# DHCP
+
+LEASE = dhcp.Lease(
+    bytes((10, 0, 2, 15)),
+    24,
+    bytes((10, 0, 2, 2)),
+    1400,
+    (bytes((10, 0, 2, 3)), bytes((10, 0, 2, 4))),
+    ("a.example", "b.example"),
+    "box",
+    "box.example.org",
+)
+CHADDR = bytes.fromhex("020000000001")
+
+
+def dhcp_request(kind, options=(), src="0.0.0.0", dst="255.255.255.255", **fields) -> bytes:
+    message = [("message-type", kind)] if kind else []
+    return bytes(
+        Ether(src=GUEST, dst="ff:ff:ff:ff:ff:ff")
+        / IP(src=src, dst=dst)
+        / UDP(sport=68, dport=67)
+        / BOOTP(chaddr=CHADDR, xid=0x1234567, **fields)
+        / DHCP(options=[*message, *options, "end"])
+    )
+
+
+def dhcp_reply(frame, lease=LEASE):
+    """The reply, checked as a packet; its options by name."""
+    made = dhcp.answer(frame, MAC, lease)
+    if made is None:
+        return None, {}
+    packet = Ether(made)
+    again = Ether(made)
+    del again[IP].chksum, again[UDP].chksum
+    assert bytes(again) == made
+    assert (packet[UDP].sport, packet[UDP].dport, packet[BOOTP].xid) == (67, 68, 0x1234567)
+    assert packet[BOOTP].chaddr.startswith(CHADDR)
+    assert len(packet[UDP].payload) >= 300
+    return packet, {option[0]: option[1] for option in packet[DHCP].options if isinstance(option, tuple)}
+
+
+@pytest.mark.parametrize(("asked", "answered"), (("discover", 2), ("request", 5)))
+def test_dhcp(asked, answered):
+    wanted = [("requested_addr", "10.0.2.15")] if asked == "request" else []
+    packet, options = dhcp_reply(dhcp_request(asked, wanted))
+    assert (packet[IP].src, packet[IP].dst, packet.dst) == ("10.0.2.2", "10.0.2.15", GUEST)
+    assert packet[BOOTP].yiaddr == "10.0.2.15"
+    assert options["message-type"] == answered
+    assert (options["subnet_mask"], options["router"]) == ("255.255.255.0", "10.0.2.2")
+    assert (options["server_id"], options["lease_time"]) == ("10.0.2.2", 0xFFFFFFFF)
+    assert (options["interface-mtu"], options["name_server"], options["hostname"]) == (
+        1400,
+        "10.0.2.3",
+        b"box",
+    )
+    raw = bytes(packet[DHCP])
+    assert bytes((119, 22)) + b"\x01a\x07example\x00\x01b\x07example\x00" in raw
+    assert bytes((81, 20, 0x0C, 255, 255)) + b"\x03box\x07example\x03org\x00" in raw
+
+
+def test_dhcp_with_rapid_commit():
+    _, options = dhcp_reply(dhcp_request("discover", [(80, b"")]))
+    assert options["message-type"] == 5
+
+
+def test_dhcp_inform_and_bootp():
+    packet, options = dhcp_reply(dhcp_request("inform", ciaddr="10.0.2.9"))
+    assert (packet[BOOTP].yiaddr, packet[IP].dst) == ("0.0.0.0", "10.0.2.9")
+    assert "lease_time" not in options and options["router"] == "10.0.2.2"
+    packet, options = dhcp_reply(dhcp_request(None))
+    assert packet[BOOTP].yiaddr == "10.0.2.15" and "message-type" not in options
+
+
+def test_dhcp_what_we_have_not_got():
+    packet, options = dhcp_reply(dhcp_request("request", [("requested_addr", "10.0.9.9")]))
+    assert (options["message-type"], packet[BOOTP].yiaddr) == (6, "0.0.0.0")
+    assert "router" not in options
+
+
+def test_dhcp_renewal_by_unicast():
+    frame = dhcp_request("request", src="10.0.2.15", dst="10.0.2.2", ciaddr="10.0.2.15")
+    packet, options = dhcp_reply(frame)
+    assert (options["message-type"], packet[IP].dst) == (5, "10.0.2.15")
+
+
+def test_dhcp_broadcast_where_it_is_asked_for():
+    packet, _ = dhcp_reply(dhcp_request("discover", flags="B"))
+    assert (packet[IP].dst, packet.dst) == ("255.255.255.255", "ff:ff:ff:ff:ff:ff")
+
+
+def test_dhcp_a_gateway_off_the_link():
+    _, options = dhcp_reply(dhcp_request("discover"), LEASE._replace(gateway=bytes((192, 0, 2, 9))))
+    assert options["router"] == "192.0.2.9"
+    made = dhcp.answer(dhcp_request("discover"), MAC, LEASE._replace(gateway=bytes((192, 0, 2, 9))))
+    assert bytes((121, 14, 32, 192, 0, 2, 9, 0, 0, 0, 0, 0, 192, 0, 2, 9)) in made
+
+
+def test_dhcp_little_to_say():
+    made = dhcp.Lease(bytes((10, 0, 2, 15)), 32, bytes((10, 0, 2, 2)))
+    _, options = dhcp_reply(dhcp_request("discover"), made)
+    assert not options.keys() & {"interface-mtu", "name_server", "hostname"}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    (
+        dhcp_request("release"),
+        dhcp_request("decline"),
+        dhcp_request("offer"),
+        dhcp_request("request", [("server_id", "10.0.2.77"), ("requested_addr", "10.0.2.15")]),
+        dhcp_request("discover", op=2),
+        dhcp_request("discover", htype=6),
+        dhcp_request("discover")[:100],
+        dhcp_request("discover", [(12, b"x" * 20)])[:-15],
+        request(),
+    ),
+)
+def test_dhcp_without_answer(frame):
+    assert dhcp.answer(frame, MAC, LEASE) is None
+
+
+@given(st.binary(max_size=80), st.integers(14, 330))
+@settings(max_examples=200, deadline=None)
+def test_dhcp_noise(noise, at):
+    frame = dhcp_request("discover", [(12, b"name")])
+    for broken in (frame[:at] + noise + frame[at + len(noise) :], frame[:at] + noise):
+        dhcp.answer(broken, MAC, LEASE)
+
+
+# DHCPv6
+
+LEASE6 = dhcpv6.Lease(
+    bytes.fromhex("fe800000000000000000000000000001"),
+    bytes.fromhex("fd000000000000000000000000000015"),
+    (bytes.fromhex("fd000000000000000000000000000053"),),
+    ("a.example",),
+    "box.example.org",
+)
+CLIENT = DHCP6OptClientId(duid=DUID_LL(lladdr=GUEST))
+SERVER = DHCP6OptServerId(duid=DUID_LL(lladdr="9a:55:9a:55:9a:55"))
+OTHER = DHCP6OptServerId(duid=DUID_LL(lladdr="9a:55:9a:55:9a:56"))
+
+
+def dhcp6_frame(message, dst="ff02::1:2") -> bytes:
+    return bytes(
+        Ether(src=GUEST, dst="33:33:00:01:00:02")
+        / IPv6(src="fe80::5", dst=dst)
+        / UDP(sport=546, dport=547)
+        / message
+    )
+
+
+def ia(*addresses):
+    return DHCP6OptIA_NA(iaid=7, ianaopts=[DHCP6OptIAAddress(addr=address) for address in addresses])
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    (
+        (DHCP6_Solicit(trid=9) / CLIENT / ia(), DHCP6_Advertise),
+        (DHCP6_Solicit(trid=9) / CLIENT / ia() / DHCP6OptRapidCommit(), DHCP6_Reply),
+        (DHCP6_Request(trid=9) / CLIENT / SERVER / ia("fd00::15"), DHCP6_Reply),
+        (DHCP6_Renew(trid=9) / CLIENT / SERVER / ia("fd00::15"), DHCP6_Reply),
+        (DHCP6_Rebind(trid=9) / CLIENT / ia("fd00::15", "fd00::99"), DHCP6_Reply),
+    ),
+)
+def test_dhcpv6(message, kind):
+    made = dhcpv6.answer(dhcp6_frame(message), MAC, LEASE6)
+    packet = Ether(made)
+    again = Ether(made)
+    del again[UDP].chksum
+    assert bytes(again) == made
+    assert (packet[IPv6].src, packet[IPv6].dst, packet.dst) == ("fe80::1", "fe80::5", GUEST)
+    assert kind in packet and packet[kind].trid == 9
+    assert bytes(packet[DHCP6OptServerId].duid) == bytes(SERVER.duid)
+    assert bytes(packet[DHCP6OptClientId].duid) == bytes(CLIENT.duid)
+    assert packet[DHCP6OptIA_NA].iaid == 7
+    address = packet[DHCP6OptIA_NA].ianaopts[0]
+    assert (address.addr, address.preflft, address.validlft) == ("fd00::15", 0xFFFFFFFF, 0xFFFFFFFF)
+    if DHCP6_Rebind in Ether(dhcp6_frame(message)):
+        gone = packet[DHCP6OptIA_NA].ianaopts[1]
+        assert (gone.addr, gone.validlft) == ("fd00::99", 0)
+    assert packet[DHCP6OptDNSServers].dnsservers == ["fd00::53"]
+    assert packet[DHCP6OptDNSDomains].dnsdomains == ["a.example."]
+    assert b"\x00\x27\x00\x12\x04\x03box\x07example\x03org\x00" in made
+
+
+def test_dhcpv6_information_release_and_confirm():
+    made = dhcpv6.answer(dhcp6_frame(DHCP6_InfoRequest(trid=9)), MAC, LEASE6)
+    assert DHCP6OptDNSServers in Ether(made) and DHCP6OptIA_NA not in Ether(made)
+    for message, status in (
+        (DHCP6_Release(trid=9) / CLIENT / SERVER / ia("fd00::15"), 0),
+        (DHCP6_Confirm(trid=9) / CLIENT / ia("fd00::15"), 0),
+        (DHCP6_Confirm(trid=9) / CLIENT / ia("fd00::99"), 4),
+    ):
+        assert (
+            Ether(dhcpv6.answer(dhcp6_frame(message), MAC, LEASE6))[DHCP6OptStatusCode].statuscode == status
+        )
+
+
+@pytest.mark.parametrize(
+    "frame",
+    (
+        dhcp6_frame(DHCP6_Solicit() / ia()),  # RFC 8415, section 16: no client
+        dhcp6_frame(DHCP6_Solicit() / CLIENT / SERVER / ia()),
+        dhcp6_frame(DHCP6_Request() / CLIENT / ia()),
+        dhcp6_frame(DHCP6_Request() / CLIENT / OTHER / ia()),
+        dhcp6_frame(DHCP6_Rebind() / CLIENT / SERVER / ia()),
+        dhcp6_frame(DHCP6_Advertise() / CLIENT / SERVER),
+        dhcp6_frame(DHCP6_Solicit() / CLIENT / ia(), dst="fe80::77"),
+        dhcp6_frame(DHCP6_Solicit() / CLIENT / ia())[:-3],
+    ),
+)
+def test_dhcpv6_without_answer(frame):
+    assert dhcpv6.answer(frame, MAC, LEASE6) is None
+
+
+@given(st.binary(max_size=60), st.integers(14, 120))
+@settings(max_examples=200, deadline=None)
+def test_dhcpv6_noise(noise, at):
+    frame = dhcp6_frame(DHCP6_Request(trid=9) / CLIENT / SERVER / ia("fd00::15"))
+    for broken in (frame[:at] + noise + frame[at + len(noise) :], frame[:at] + noise):
+        dhcpv6.answer(broken, MAC, LEASE6)
+
+
+def test_advertisements_have_names():
+    made = ROUTER._replace(managed=True, dns=LEASE6.dns * 2, search=("a.example", "b.example"))
+    packet = Ether(ndp.unsolicited(made))
+    assert (packet.dst, packet[IPv6].dst, packet[IPv6].hlim) == ("33:33:00:00:00:01", "ff02::1", 255)
+    assert packet[ICMPv6ND_RA].M == 1
+    assert packet[ICMPv6NDOptRDNSS].dns == ["fd00::53", "fd00::53"]
+    assert packet[ICMPv6NDOptDNSSL].searchlist == ["a.example.", "b.example."]
+    assert bytes(packet)[14 + 40 + 2 :] and len(bytes(packet)) % 2 == 0
+
+
+def test_the_desk():
+    made = desk.Desk(MAC, OWN4 | OWN6, arp=True, ndp=True, router=ROUTER, dhcp=LEASE, dhcpv6=LEASE6)
+    solicit = dhcp6_frame(DHCP6_Solicit() / CLIENT / ia())
+    for frame in (request(), dhcp_request("discover"), solicit, solicitation()):
+        assert made.answer(frame) is not None
+    nothing = desk.Desk(MAC, OWN4, arp=False, ndp=False, router=None, dhcp=None, dhcpv6=None)
+    for frame in (request(), dhcp_request("discover"), solicit, solicitation(), b"", bytes(14), bytes(60)):
+        assert nothing.answer(frame) is None
+    renewal = dhcp_request("request", src="10.0.2.15", dst="10.0.2.2")[26:38]
+    assert made.claims(renewal) and not nothing.claims(renewal)
+    assert not made.claims(renewal[:4] + bytes((10, 0, 2, 99)) + renewal[8:])

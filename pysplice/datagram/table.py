@@ -69,7 +69,8 @@ class Table(Generic[Flow]):
     def touch(self, flow: Flow, now: float) -> None:
         """The flow was used."""
         flow.used = now
-        if self._flows.pop(flow.key, None) is not None:
+        if self._flows.get(flow.key) is flow:
+            del self._flows[flow.key]
             self._flows[flow.key] = flow
 
     def remove(self, flow: Flow) -> None:
