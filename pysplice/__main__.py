@@ -82,7 +82,9 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     from .setup import netns
 
     if config.tap_fd is not None and (config.config_net or config.ns_mac):
-        raise ConfigError("--config-net and --ns-mac-addr do not go with --fd")
+        raise ConfigError(
+            f"{'--config-net' if config.config_net else '--ns-mac-addr'} does not go with --fd"
+        )
     if config.netns and "/" in config.netns:
         # In the background the working directory is another one
         config = config._replace(netns=os.path.abspath(config.netns))

@@ -101,10 +101,10 @@ Outbound connections:
                            Interface on the host
 
 Names:
-  -D, --dns ADDR           Name server to tell the guest of, or none; default: the host's
-  -S, --search LIST        Domains to search, or none; default: the host's
+  -D, --dns ADDR           Name server for --dhcp-dns, or none; default: the host's
+  -S, --search LIST        Domains for --dhcp-search, or none; default: the host's
       --dhcp-dns, --dhcp-search
-                           Tell them by DHCP, DHCPv6 and router advertisements
+                           Tell the guest of them by DHCP, DHCPv6 and router advertisements
       --dns-forward ADDR   Address whose ports 53 and 853 lead to a name server
       --dns-host ADDR      That name server; default: the host's first
   -H, --hostname NAME      Name of the namespace, and for DHCP

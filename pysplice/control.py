@@ -55,7 +55,8 @@ class Control:
         unwatch: Callable[[int], object],
     ) -> None:
         self._listener = listener
-        self._path = path
+        # In the background the working directory is another one
+        self._path = os.path.abspath(path)
         self._forwarding = forwarding
         self._show = show
         self._watch = watch

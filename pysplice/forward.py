@@ -142,6 +142,7 @@ class Forward:
         freebind: bool,
         accepted: Callable[[Listener, socket.socket, Any], None],
         arrived: Callable[[Listener], None],
+        listeners_max: int,
         warn: Callable[[str], None],
         later: Callable[[float, Callable[[], None]], Any],
     ) -> None:
@@ -151,6 +152,7 @@ class Forward:
         self._ipv4 = ipv4
         self._ipv6 = ipv6
         self._freebind = freebind
+        self._listeners_max = listeners_max
         self._accepted = accepted
         self._arrived = arrived
         self._warn = warn
@@ -173,9 +175,15 @@ class Forward:
 
     def add(self, rule: Rule) -> None:
         """Follow a rule from now on; raises ConfigError if its ports cannot be bound."""
-        other = next((other for other in self.rules if overlap(rule, other)), None)
-        if other is not None:
-            raise ConfigError(f"'{rule}' overlaps '{other}'")
+        for other in self.rules:
+            if not overlap(rule, other):
+                continue
+            if other.auto == rule.auto:
+                raise ConfigError(f"'{rule}' overlaps '{other}'")
+            # What is written out goes before what follows
+            for port in range(rule.first, rule.last + 1) if other.auto else ():
+                if (other, port) in self._listeners:
+                    self._close((other, port))
         if rule.side == GUEST and self._inside is None:
             raise ConfigError("there is no process in the namespace to listen there")
         if not rule.auto:
@@ -204,6 +212,10 @@ class Forward:
     def _open_all(self, rule: Rule) -> None:
         error: OSError | None = None
         for port in ones(self._ports(rule)):
+            if rule.weak and len(self._listeners) >= self._listeners_max:
+                left = (self._ports(rule) >> port).bit_count()
+                self._warn(f"'{rule}': {left} ports are left out for want of descriptors")
+                break
             try:
                 self._keep(rule, port, self._bind(rule, port))
             except OSError as e:
@@ -216,8 +228,9 @@ class Forward:
         if error is not None and (not rule.weak or not opened):
             for key in opened:
                 self._close(key)
-            where = rule.path or (f"port {port}" if rule.address is None else f"{rule.address} port {port}")
-            raise ConfigError(f"cannot listen on {where} ({rule.protocol}): {error.strerror}")
+            where = f"{rule.address or ''}{'%' + rule.interface if rule.interface else ''}"
+            what = rule.path or f"{where} port {port} ({rule.protocol})".strip()
+            raise ConfigError(f"cannot listen on {what}: {error.strerror}")
 
     def _bind(self, rule: Rule, port: int) -> socket.socket:
         """The listening socket, now; raises OSError."""
@@ -346,9 +359,14 @@ class Forward:
     def _follow(self, rule: Rule, bound: int) -> None:
         wanted = self._ports(rule) & (bound >> rule.to_first << rule.first)
         have = self._open.get(rule, 0)
+        # Those that another rule has are its own
+        wanted &= ~(self._ours[rule.side, rule.protocol] & ~have)
         for port in ones(have & ~wanted):
             self._close((rule, port))
         for port in ones(wanted & ~have):
+            if len(self._listeners) >= self._listeners_max:
+                self._complain((rule, port), errno.EMFILE)
+                break
             self._open_later(rule, port)
         if self._complained:
             self._complained -= {

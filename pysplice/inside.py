@@ -176,7 +176,9 @@ class Inside:
             with contextlib.suppress(BlockingIOError):
                 self._answer(socket.MSG_DONTWAIT)
         socks, error = result[0]
-        if error:
+        if not socks:
+            # Descriptors that we have no place for are lost on the way
+            error = error or errno.EMFILE
             raise OSError(error, os.strerror(error))
         return socks[0]
 

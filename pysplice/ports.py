@@ -4,6 +4,7 @@ Owns nothing, does no I/O.  Imports config.py.
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -152,7 +153,7 @@ def _address(text: str, fail: _Fail) -> IPAddress:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        raise fail(f"'{text}' is no address") from None
+        raise fail(f"'{text}' is neither a port nor an address") from None
 
 
 def _port(text: str, fail: _Fail) -> int:
@@ -208,7 +209,8 @@ def _unix(text: str, side: str, protocol: str, fail: _Fail) -> Rule:
         raise fail("a UNIX socket goes with -t only")
     if not path or len(path.encode()) > UNIX_PATH_MAX:
         raise fail(f"a path of 1 to {UNIX_PATH_MAX} bytes is needed, as in unix:/run/web.sock:80")
-    return Rule(side, protocol, 0, 0, _port(port, fail), path=path)
+    # In the background the working directory is another one
+    return Rule(side, protocol, 0, 0, _port(port, fail), path=os.path.abspath(path))
 
 
 def overlap(one: Rule, other: Rule) -> bool:

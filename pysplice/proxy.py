@@ -105,7 +105,7 @@ class Proxy:
             echo=link.icmp,
             mtu=link.mtu,
             flows_max=flow_max // 4,
-            say=lambda cause, text: log.flow(cause, text, time.monotonic()),
+            log=log,
         )
         self._expiring = False
 
@@ -115,6 +115,7 @@ class Proxy:
             ipv4=link.ipv4,
             ipv6=link.ipv6,
             freebind=link.freebind,
+            listeners_max=flow_max // 2,
             accepted=self._accepted,
             arrived=self._arrived,
             warn=log.warning,
@@ -136,12 +137,13 @@ class Proxy:
             for held in self.forward.listening()
             if not held.rule.path
         )
+        paths = (f"-t {rule}" for rule in self.forward.rules if rule.path)
         flows = [f"tcp {flow_name(flow.key)}" for flow in self.flows.all()]
         flows += [f"tcp {splice.name}, short cut" for splice in self.splices.all()]
         flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows.all()]
         return {
             "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
-            "listening": list(listening)[:SHOWN_MAX],
+            "listening": [*listening, *paths][:SHOWN_MAX],
             "connections": flows[:SHOWN_MAX],
             "counts": self.counts(),
         }
@@ -533,22 +535,21 @@ class Proxy:
         local = b"" if unix else pack(sock.getsockname()[0])
         target = self.policy.beyond(listener, local)
         family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        name = f"{listener.rule.path or f'[{unpack(client)}]:{address[1]}'} -> [{target[0]}]:{target[1]}"
         if self.log.debug_on:
-            whose = listener.rule.path or f"[{unpack(client)}]:{address[1]}"
-            self.log.debug(f"{whose} -> [{target[0]}]:{target[1]}: short cut")
+            self.log.debug(f"{name}: short cut")
         if not self._room_for_splice():
             reset(sock)
         elif listener.rule.side == GUEST:
-            self.splices.start(
-                sock, socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), target
-            )
+            server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self.splices.start(sock, server, target, name)
         else:
 
             def taken(server: socket.socket | None, error: int) -> None:
                 if server is None:
                     reset(sock)
                 else:
-                    self.splices.start(sock, server, target)
+                    self.splices.start(sock, server, target, name)
 
             self.inside.stream(family, taken)
 

@@ -41,7 +41,7 @@ ALLOWED = {
     "births": {"flows", "host", "observe", "tap", "tcp", "translate"},
     "forward": {"_cext", "config", "inside", "ports", "translate"},
     "splice": {"host"},
-    "datagram": {"_cext", "inside", "services", "tap", "translate"},
+    "datagram": {"_cext", "inside", "observe", "services", "tap", "translate"},
     "flows": {"tcp"},
     "tap": {"_cext", "services", "tcp"},
     "host": {"_cext", "tcp"},

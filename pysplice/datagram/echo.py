@@ -11,9 +11,9 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
+from ..observe.log import Log
 from ..services import icmp
 from ..tap import TapDevice
 from ..translate import Translation
@@ -27,6 +27,7 @@ ECHO_REQUEST6, ECHO_REPLY6 = 128, 129
 PROTO_ICMP, PROTO_ICMPV6 = 1, 58
 MESSAGE_MAX = 65535
 REPLIES_PER_EVENT = 32
+NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN})
 
 
@@ -45,7 +46,7 @@ class EchoFlow(Expiring):
 
 
 class Echo:
-    """All flows of echo requests.  `say(cause, text)` is for what one flow met."""
+    """All flows of echo requests."""
 
     def __init__(
         self,
@@ -53,14 +54,14 @@ class Echo:
         translation: Translation,
         mtu: int,
         flows_max: int,
-        say: Callable[[str, str], None],
+        log: Log,
     ) -> None:
         self.epoll = select.epoll()
         self.flows: Table[EchoFlow] = Table(min(flows_max, FLOWS_MAX), TIMEOUT, TIMEOUT)
         self._tap = tap
         self._translation = translation
         self._mtu = mtu
-        self._say = say
+        self._log = log
         self._ident = 0
         self._owners: dict[int, Any] = {}
 
@@ -85,7 +86,10 @@ class Echo:
             try:
                 flow = self._birth(key, frame[6:12], now)
             except OSError as e:
-                self._say("icmp", f"ping socket: {e.strerror} (is net.ipv4.ping_group_range set?)")
+                if e.errno in NOT_ALLOWED:
+                    why = "the host's net.ipv4.ping_group_range leaves us out"
+                    self._log.once("icmp", f"echo requests cannot be passed on: {why}")
+                self._log.flow("icmp", f"ping socket: {e.strerror}", now)
                 if e.errno in NO_ROUTE:
                     self._tap.unreachable(frame[:14] + packet, e.errno or 0)
                 return True

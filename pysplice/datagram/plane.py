@@ -3,10 +3,9 @@
 Owns the three.  Imports the files of this room, and `tap`, `translate`, `inside` and `_cext` for what it hands them.
 """
 
-from collections.abc import Callable
-
 from .. import _cext
 from ..inside import Inside
+from ..observe.log import Log
 from ..tap import TapDevice
 from ..translate import Translation
 from . import fragments
@@ -32,10 +31,10 @@ class Plane:
         echo: bool,
         mtu: int,
         flows_max: int,
-        say: Callable[[str, str], None],
+        log: Log,
     ) -> None:
-        self.udp = Udp(tap, translation, inside, mtu, flows_max, say)
-        self.echo = Echo(tap, translation, mtu, flows_max, say) if echo and tap is not None else None
+        self.udp = Udp(tap, translation, inside, mtu, flows_max, log)
+        self.echo = Echo(tap, translation, mtu, flows_max, log) if echo and tap is not None else None
         self._with_udp = udp
         self._fragments = fragments.Reassembler()
 

@@ -14,11 +14,11 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from .. import _cext
 from ..inside import IPV6_FREEBIND, Inside, make
+from ..observe.log import Log
 from ..tap import TapDevice, template
 from ..translate import Target, Translation, pack, unpack
 from . import errors
@@ -119,7 +119,7 @@ def receive_first(sock: socket.socket) -> Arrival:
 
 
 class Udp:
-    """All UDP flows.  `say(cause, text)` is for what one flow met."""
+    """All UDP flows."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Udp:
         inside: Inside | None,
         mtu: int,
         flows_max: int,
-        say: Callable[[str, str], None],
+        log: Log,
     ) -> None:
         self.epoll = select.epoll()
         timeout, dialogue = timeouts()
@@ -137,7 +137,7 @@ class Udp:
         self._translation = translation
         self._inside = inside
         self._mtu = mtu
-        self._say = say
+        self._log = log
         self._packets = _cext.Packets()
         self._owners: dict[int, Any] = {}
 
@@ -196,7 +196,7 @@ class Udp:
         try:
             sock = _open(target, int.from_bytes(key[-4:-2], "big"))
         except OSError as e:
-            self._say("udp", f"{target.address[0]}: {e.strerror}")
+            self._log.flow("udp", f"{target.address[0]}: {e.strerror}", now)
             if e.errno in NO_ROUTE:
                 self._tap.unreachable(headers, e.errno or 0)
             return None
@@ -208,6 +208,8 @@ class Udp:
         flow = TapFlow(key, sock, now, start, self._owners)
         flow.watch(sock, self.epoll)
         self.flows.add(flow)
+        if self._log.debug_on:
+            self._log.debug(f"udp {flow.name()}")
         return flow
 
     def _use_ttl(self, flow: TapFlow, ttl: int) -> None:
@@ -284,7 +286,7 @@ class Udp:
             try:
                 sock = self._beside(arrival, client, port, interface, freebind)
             except OSError as e:
-                self._say("udp", f"cannot answer {unpack(client)} from port {port}: {e.strerror}")
+                self._log.flow("udp", f"cannot answer {unpack(client)} from {port}: {e.strerror}", now)
                 return
             flow = self._add(key, sock, self._tap.guest_mac, now)
         self.flows.touch(flow, now)
@@ -347,7 +349,7 @@ class Udp:
         try:
             sock = _plugged({**request, "family": int(families[0]), "bind": here["bind"]}, here["peer"])
         except OSError as e:
-            self._say("udp", f"a short cut for {unpack(client)}: {e.strerror}")
+            self._log.flow("udp", f"a short cut for {unpack(client)}: {e.strerror}", now)
             self.flows.remove(flow)
             return
         if inside_first:
@@ -368,7 +370,7 @@ class Udp:
             for sock in socks:
                 sock.close()
             if error:
-                self._say("udp", f"a socket in the namespace: {os.strerror(error)}")
+                self._log.flow("udp", f"a socket in the namespace: {os.strerror(error)}", flow.used)
             self.flows.remove(flow)
             return
         sock = socks[0]

@@ -77,6 +77,7 @@ class Log:
         self._start = time.monotonic()
         self._said: dict[str, float] = {}
         self._missed: dict[str, int] = {}
+        self._warned: set[str] = set()
 
     def _say(self, level: str, text: str, prefix: str = "") -> None:
         if self.file is not None:
@@ -119,6 +120,12 @@ class Log:
         missed = self._missed.pop(cause, 0)
         more = f" (and {missed} more)" if missed else ""
         self._say("debug:", f"{cause}: {text}{more}")
+
+    def once(self, cause: str, text: str) -> None:
+        """A warning that is given the first time only."""
+        if cause not in self._warned:
+            self._warned.add(cause)
+            self.warning(text)
 
     def defect(self, text: str, now: float) -> None:
         """Something that should not happen: said whatever the level, once a second at most."""

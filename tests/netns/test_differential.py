@@ -14,7 +14,7 @@ import pytest
 
 from ..support.namespaces import PYSPLICE, World, stop
 from .test_clients import need
-from .test_forward import accept, any_of, host_of, loopback, until
+from .test_forward import any_of, host_of, loopback, until
 
 pytestmark = need("pasta")
 
@@ -69,6 +69,13 @@ def peers(isolated):
         peer.close()
 
 
+def accept(listener):
+    listener.settimeout(1.5)
+    sock, peer = listener.accept()
+    sock.settimeout(1.5)
+    return sock, peer
+
+
 def outcome(function, *args):
     """What a call gives, or the name of its error."""
     try:
@@ -79,7 +86,7 @@ def outcome(function, *args):
         return errno.errorcode.get(e.errno, str(e))
 
 
-def connect(namespace, address, port, seconds=4):
+def connect(namespace, address, port, seconds=1.5):
     sock = namespace.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     sock.settimeout(seconds)
     with sock:
@@ -129,7 +136,7 @@ def nobody_listens(peer, way, version):
         if way == "in"
         else world.host.connect(loopback(version), 8080) as client
     ):
-        client.settimeout(5)
+        client.settimeout(1.5)
         return outcome(client.recv, 1)
 
 
@@ -149,8 +156,8 @@ def datagram(peer, size, version):
         world.guest.socket(family, socket.SOCK_DGRAM) as client,
     ):
         server.bind((world.remote_address(version), 0))
-        client.settimeout(2)
-        server.settimeout(2)
+        client.settimeout(1)
+        server.settimeout(1)
         client.connect(server.getsockname()[:2])
         client.send(b"x" * size)
         data, source = server.recvfrom(70000)
@@ -163,7 +170,7 @@ def datagram_to_nobody(peer, version):
     world = peer.world
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with world.guest.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(2)
+        client.settimeout(1)
         client.connect((world.remote_address(version), 9))
         client.send(b"x")
         return outcome(client.recv, 1)
@@ -177,8 +184,8 @@ def datagram_from_the_host(peer, address):
         world.host.socket(family, socket.SOCK_DGRAM) as client,
     ):
         server.bind(("::" if ":" in address else "0.0.0.0", 80))
-        server.settimeout(2)
-        client.settimeout(2)
+        server.settimeout(1)
+        client.settimeout(1)
         client.sendto(b"x", (address, 8080))
         got = outcome(server.recvfrom, 100)
         if isinstance(got, str):
@@ -223,7 +230,7 @@ SCENARIOS = {
     **{f"refused, IPv{v}": (lambda p, v: connect(p.world.guest, p.world.remote_address(v), 9), v) for v in BOTH},
     "unreachable": (lambda p: connect(p.world.guest, "198.51.100.1", 9),),
     "prohibited": (lambda p: connect(p.world.guest, "203.0.113.1", 9),),
-    "nobody there": (lambda p: connect(p.world.guest, "10.99.0.77", 9, 6),),
+    "nobody there": (lambda p: connect(p.world.guest, "10.99.0.77", 9, 5),),
     **{f"half-close {w}, {e} first, IPv{v}": (half_close, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
     **{f"reset {w}, by {e}, IPv{v}": (reset, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
     **{f"nobody listens {w}, IPv{v}": (nobody_listens, w, v) for w in ("in", "short cut") for v in BOTH},

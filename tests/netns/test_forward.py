@@ -412,7 +412,7 @@ def test_a_unix_socket_that_was_left_behind(world, tmp_path):
     for place in (path, str(tmp_path / "file")):
         result = world.host.run(*PYSPLICE, *NONE, "-t", f"unix:{place}:80", "--", "true", check=False)
         assert result.returncode == 1
-        assert f"cannot listen on {place} (tcp): Address already in use" in result.stderr
+        assert f"cannot listen on {place}: Address already in use" in result.stderr
         assert os.path.exists(place)
 
 
@@ -511,3 +511,36 @@ def test_nonsense_on_the_control_socket(world, tmp_path):
             client.sendall(b"x" * 200_000)
             assert client.recv(100) == b""
     assert ctl(path, "show").returncode == 0
+
+
+def test_what_is_added_goes_before_what_follows(world, tmp_path):
+    path = tmp_path / "control"
+    world.pysplice("--config-net", "-u", "none", "-T", "none", "-U", "none", "-c", str(path))
+    with world.guest.listen("0.0.0.0", 8400), world.guest.listen("0.0.0.0", 84) as other:
+        until(lambda: open_to(world.remote, world.HOST4, 8400), 4)
+        assert ctl(path, "add", "-t", "8400:84").returncode == 0
+        for _ in range(3):
+            with world.remote.connect(world.HOST4, 8400), accept(other)[0]:
+                time.sleep(0.6)
+        shown = ctl(path, "show").stdout
+        assert shown.count("port 8400") == 1
+        assert ctl(path, "del", "-t", "8400:84").returncode == 0
+        until(lambda: open_to(world.remote, world.HOST4, 8400), 4)
+
+
+def test_more_ports_than_descriptors(world):
+    """As many as there is place for, and a word about the others; not all, because clients need some too."""
+    script = f"ulimit -n 4096; exec {' '.join(PYSPLICE)} -f --config-net {' '.join(NONE[2:])} --netns {world.guest.path}"
+    process = world.host.spawn("sh", "-c", f"{script} -t all", stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: "tap0" in world.guest.run("ip", "route").stdout)
+        with world.guest.listen("0.0.0.0", 99) as listener:
+            until(lambda: open_to(world.remote, world.HOST4, 99))
+            accept(listener)[0].close()
+            with world.remote.connect(world.HOST4, 99), accept(listener)[0]:
+                pass
+    finally:
+        process.terminate()
+        process.wait(10)
+        assert "ports are left out for want of descriptors" in process.stderr.read()
+        stop(process)
