@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from . import __version__, cli, ports
+from . import __version__, cli, ports, unix
 from .config import MTU_DEFAULT, Config, ConfigError, IPAddress
 from .observe.log import Log, LogFile
 from .setup import isolation
@@ -40,6 +40,8 @@ def main() -> NoReturn:
 
 
 def _main() -> int:
+    # We wait for children, whatever whoever started us thinks of its own
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # As pasta: SIGINT ends us at once, unless whoever started us ignores it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -65,7 +67,10 @@ def _main() -> int:
     try:
         if config.log_file:
             fd = isolation.open_output(config.log_file)
-            log.file = LogFile(fd, config.log_size, f"{name} {__version__}")
+            try:
+                log.file = LogFile(fd, config.log_size, f"{name} {__version__}")
+            except OSError as e:
+                raise ConfigError(f"cannot write {config.log_file}: {e.strerror}") from None
         for warning in config.warnings:
             log.warning(warning)
         return run(config, rules, log)
@@ -97,7 +102,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
 
     # Imported here: `--help` and an error in the options need none of it, and a helper is at work meanwhile
     from .births import Link
-    from .forward import Policy, listen_unix
+    from .forward import Policy
     from .inside import Inside
     from .proxy import Proxy
     from .setup import interrupts, names
@@ -108,7 +113,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     controller = None
     if config.control:
         try:
-            controller = listen_unix(config.control)
+            controller = unix.listen(config.control)
         except OSError as e:
             raise ConfigError(f"cannot listen on {config.control}: {e.strerror}") from None
     descriptors = isolation.raise_file_limit()
@@ -149,13 +154,16 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
         tap.source4 = ipv4.gateway.packed if ipv4 and ipv4.gateway else b""
         tap.source6 = ipv6.gateway.packed if ipv6 and ipv6.gateway else _link_local(config.mac)
         if pcap_fd >= 0:
-            tap.capture(pcap_fd)
+            try:
+                tap.capture(pcap_fd)
+            except OSError as e:
+                raise ConfigError(f"cannot write {config.pcap}: {e.strerror}") from None
     inside = Inside(guest.agent) if guest.agent is not None else None
     flow_max = max(descriptors - DESCRIPTORS_RESERVED, 1)
     proxy = Proxy(tap, link, desk, translation, policy, inside, log, flow_max, trace)
     proxy.follow(rules)
     if controller is not None:
-        proxy.control(controller, config.control)
+        proxy.control(controller)
     # All that takes privileges is open by now
     isolation.become(user)
     isolation.drop_privileges()

@@ -123,10 +123,19 @@ class Births:
     ) -> Flow | None:
         """A client that was accepted on the host, for `port` of the guest; it is reset where that cannot be."""
         key = self._inbound_key(guest, port, client, client_port)
-        if key is None or self._tap is None or self._hosts is None or not self._flows.has_room():
+        if (
+            key is None
+            or self._tap is None
+            or self._hosts is None
+            or not self._flows.has_room(inbound=True)
+        ):
             self._log.flow("inbound", f"no way for {unpack(client)} to the guest", now)
             reset(sock)
             return None
+        oldest = self._flows.longest_waiting()
+        if oldest is not None:
+            oldest.connection.reset(errno.ETIMEDOUT)
+            self._flows.settle(oldest)
         try:
             host = self._hosts.adopt(sock)
         except OSError as e:
@@ -174,7 +183,7 @@ class Births:
             estimate=self._estimate,
             trace=self._trace.of_flow(flow_name(key)) if self._trace is not None else None,
         )
-        flow = self._flows.add(key, connection)
+        flow = self._flows.add(key, connection, inbound=run is None)
         self._hosts.own(host, flow)
         return flow
 

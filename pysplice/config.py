@@ -160,8 +160,8 @@ def parse_ifname(text: str, option: str) -> str:
 
 def parse_int(text: str, option: str, low: int, high: int) -> int:
     """A decimal number from low to high; raises ConfigError."""
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-        raise ConfigError(f"invalid value for {option}: '{text}' (from {low} to {high})")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
+        raise ConfigError(f"invalid value for {option}: '{text[:40]}' (from {low} to {high})")
     return int(text)
 
 

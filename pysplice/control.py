@@ -1,6 +1,6 @@
 """Control at run time: a UNIX socket that takes one request a line and gives one answer a line, as JSON.
 
-Owns the socket and its clients.  Imports `ports` and `config`; what it shows and changes is given to it.
+Owns the socket and its clients.  Imports `ports`, `unix` and `config`; what it shows and changes is given to it.
 
     {"do": "show"}
     {"do": "add", "option": "-t", "ports": "8080:80"}
@@ -9,7 +9,6 @@ Owns the socket and its clients.  Imports `ports` and `config`; what it shows an
 An answer has `ok`, and `error` or what was asked for.  `client` is the command line's end of it (pysplice ctl).
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -20,10 +19,12 @@ from typing import Any, Protocol
 
 from .config import ConfigError
 from .ports import OPTIONS, Rule, parse
+from .unix import UnixListener
 
 LINE_MAX = 65536
 CLIENTS_MAX = 16
 TIMEOUT = 10.0
+PAUSE = 1.0
 
 USAGE = """\
 Usage: pysplice ctl PATH show
@@ -43,31 +44,41 @@ class Forwarding(Protocol):
 
 
 class Control:
-    """The server.  `watch(fd, call)` and `unwatch(fd)` are the loop's; `show` gives what is to be shown."""
+    """The server.  `watch(fd, call)`, `unwatch(fd)` and `later(seconds, call)` are the loop's.
+
+    `show` gives what is to be shown.
+    """
 
     def __init__(
         self,
-        listener: socket.socket,
-        path: str,
+        listener: UnixListener,
         forwarding: Forwarding,
         show: Callable[[], dict[str, Any]],
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], object],
+        later: Callable[[float, Callable[[], None]], Any],
     ) -> None:
         self._listener = listener
-        # In the background the working directory is another one
-        self._path = os.path.abspath(path)
         self._forwarding = forwarding
         self._show = show
         self._watch = watch
         self._unwatch = unwatch
+        self._later = later
         self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
-        watch(listener.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._watch(self._listener.sock.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
-            client, _ = self._listener.accept()
+            client, _ = self._listener.sock.accept()
+        except BlockingIOError:
+            return
         except OSError:
+            # There is no descriptor for it: look again in a while, not all the time
+            self._unwatch(self._listener.sock.fileno())
+            self._later(PAUSE, self._listen)
             return
         if len(self._clients) >= CLIENTS_MAX:
             client.close()
@@ -124,8 +135,10 @@ class Control:
                 done.append(rule)
         except ConfigError as e:
             return {"ok": False, "error": str(e)}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {"ok": False, "error": "not a request"}
+        except OSError as e:
+            return {"ok": False, "error": e.strerror or str(e)}
         return {"ok": True}
 
     def _drop(self, fd: int) -> None:
@@ -136,10 +149,8 @@ class Control:
     def close(self) -> None:
         for fd in list(self._clients):
             self._drop(fd)
-        self._unwatch(self._listener.fileno())
-        self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
+        self._unwatch(self._listener.sock.fileno())
+        self._listener.remove()
 
 
 def client(words: Sequence[str]) -> int:

@@ -19,10 +19,11 @@ HALF_OPEN_MAX = 1024
 class Flow:
     """A connection and what the loop has to know about it."""
 
-    __slots__ = ("connection", "half_open", "key", "wake_at")
+    __slots__ = ("connection", "half_open", "inbound", "key", "wake_at")
 
-    def __init__(self, key: bytes, connection: Connection) -> None:
+    def __init__(self, key: bytes, connection: Connection, inbound: bool) -> None:
         self.key = key
+        self.inbound = inbound  # it comes from the host
         self.connection = connection
         self.half_open = True
         self.wake_at = NEVER  # when the heap of timers will look at it
@@ -37,7 +38,8 @@ class Flows:
         self._order = itertools.count()
         self.flow_max = flow_max
         self._half_open_max = half_open_max
-        self.half_open = 0
+        self.half_open = 0  # of those that the guest opens
+        self._waiting: dict[Flow, None] = {}  # for the guest's answer, oldest first
         self.opened = 0
         self.refused = 0
         self.lookup = self._table.get
@@ -45,18 +47,25 @@ class Flows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def has_room(self) -> bool:
+    def has_room(self, inbound: bool = False) -> bool:
         """False if one flow more would be one too many; counts those."""
-        if len(self._table) < self.flow_max and self.half_open < self._half_open_max:
+        if len(self._table) < self.flow_max and (inbound or self.half_open < self._half_open_max):
             return True
         self.refused += 1
         return False
 
-    def add(self, key: bytes, connection: Connection) -> Flow:
-        """A flow is born."""
-        flow = Flow(key, connection)
+    def longest_waiting(self) -> Flow | None:
+        """The client that has waited longest for the guest's answer, if so many wait that it has to give way."""
+        return next(iter(self._waiting)) if len(self._waiting) >= self._half_open_max else None
+
+    def add(self, key: bytes, connection: Connection, inbound: bool = False) -> Flow:
+        """A flow is born: from the guest's SYN, or `inbound` from a client on the host."""
+        flow = Flow(key, connection, inbound)
         self._table[key] = flow
-        self.half_open += 1
+        if inbound:
+            self._waiting[flow] = None
+        else:
+            self.half_open += 1
         self.opened += 1
         return flow
 
@@ -65,7 +74,10 @@ class Flows:
         connection = flow.connection
         if flow.half_open and connection.facts & (ESTABLISHED | CLOSED):
             flow.half_open = False
-            self.half_open -= 1
+            if flow.inbound:
+                del self._waiting[flow]
+            else:
+                self.half_open -= 1
         if connection.facts & CLOSED:
             if self._table.get(flow.key) is flow:
                 del self._table[flow.key]

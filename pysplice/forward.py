@@ -7,16 +7,14 @@ With `auto`, a port is open here while somebody listens on its target over there
 (sock_diag) once a second, as one bit for each port, so a scan costs the same for any number of rules.
 """
 
-import contextlib
 import errno
 import os
 import select
 import socket
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from . import _cext
+from . import _cext, unix
 from .config import ConfigError
 from .inside import Inside, make
 from .ports import GUEST, HOST, TCP, UDP, Rule, overlap
@@ -30,10 +28,10 @@ EPHEMERAL_DEFAULT = (32768, 60999)
 
 NETLINK_SOCK_DIAG = 4
 IFINDEX_LO = 1  # LOOPBACK_IFINDEX of the kernel
+OPEN_PER_TURN = 64  # ports, while we serve
 SCAN_EVERY = 1.0  # seconds, as pasta
 
 ACCEPTS_PER_EVENT = 64
-BACKLOG = 4096  # the kernel bounds it by net.core.somaxconn
 
 
 class Listener(NamedTuple):
@@ -139,11 +137,13 @@ class Forward:
         *,
         ipv4: bool,
         ipv6: bool,
+        protocols: Sequence[str],
         freebind: bool,
         accepted: Callable[[Listener, socket.socket, Any], None],
         arrived: Callable[[Listener], None],
         listeners_max: int,
         warn: Callable[[str], None],
+        warn_once: Callable[[str], None],
         later: Callable[[float, Callable[[], None]], Any],
     ) -> None:
         self.epoll = select.epoll()
@@ -151,16 +151,19 @@ class Forward:
         self._inside = inside
         self._ipv4 = ipv4
         self._ipv6 = ipv6
+        self._protocols = protocols
         self._freebind = freebind
         self._listeners_max = listeners_max
         self._accepted = accepted
         self._arrived = arrived
         self._warn = warn
+        self._warn_once = warn_once
         self._later = later
         self._paused: set[int] = set()
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
         self._open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
+        self._paths: dict[Rule, unix.UnixListener] = {}
         self._wanted: dict[Rule, int] = {}
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
@@ -173,8 +176,15 @@ class Forward:
 
     # Rules
 
-    def add(self, rule: Rule) -> None:
-        """Follow a rule from now on; raises ConfigError if its ports cannot be bound."""
+    def add(self, rule: Rule, running: bool = False) -> None:
+        """Follow a rule from now on; raises ConfigError if its ports cannot be bound.
+
+        With `running`, many ports that need not be had (`all`) are opened by and by.
+        """
+        if rule.address is not None and not (self._ipv4 if rule.address.version == 4 else self._ipv6):
+            raise ConfigError(f"'{rule}': IPv{rule.address.version} is switched off")
+        if rule.protocol not in self._protocols:
+            raise ConfigError(f"'{rule}': {rule.protocol.upper()} is switched off")
         for other in self.rules:
             if not overlap(rule, other):
                 continue
@@ -186,7 +196,9 @@ class Forward:
                     self._close((other, port))
         if rule.side == GUEST and self._inside is None:
             raise ConfigError("there is no process in the namespace to listen there")
-        if not rule.auto:
+        if not rule.auto and running and rule.weak:
+            self._open_some(rule, self._ports(rule))
+        elif not rule.auto:
             self._open_all(rule)
         self.rules.append(rule)
 
@@ -209,10 +221,23 @@ class Forward:
             self._wanted[rule] = wanted = wanted & ~self._ephemeral if rule.weak else wanted
         return wanted
 
+    def _open_some(self, rule: Rule, ports: int) -> None:
+        """Open the first of these, and the others after everybody else had a turn."""
+        for _ in range(OPEN_PER_TURN):
+            if not ports or len(self._listeners) >= self._listeners_max:
+                return
+            port = (ports & -ports).bit_length() - 1
+            ports &= ports - 1
+            self._open_later(rule, port)
+        self._later(0.001, lambda: self._open_some(rule, ports) if rule in self.rules else None)
+
     def _open_all(self, rule: Rule) -> None:
         error: OSError | None = None
         for port in ones(self._ports(rule)):
-            if rule.weak and len(self._listeners) >= self._listeners_max:
+            if len(self._listeners) >= self._listeners_max:
+                if not rule.weak:
+                    error = OSError(errno.EMFILE, "too many ports for this limit of descriptors")
+                    break
                 left = (self._ports(rule) >> port).bit_count()
                 self._warn(f"'{rule}': {left} ports are left out for want of descriptors")
                 break
@@ -235,7 +260,8 @@ class Forward:
     def _bind(self, rule: Rule, port: int) -> socket.socket:
         """The listening socket, now; raises OSError."""
         if rule.path:
-            return listen_unix(rule.path)
+            self._paths[rule] = unix.listen(rule.path)
+            return self._paths[rule].sock
         request = self._request(rule, port)
         if rule.side == HOST:
             try:
@@ -257,7 +283,7 @@ class Forward:
             "family": int(family),
             "kind": int(socket.SOCK_STREAM if rule.protocol == TCP else socket.SOCK_DGRAM),
             "bind": [str(address) if address is not None else "::" if version == 6 else "0.0.0.0", port],
-            "backlog": BACKLOG,
+            "backlog": unix.BACKLOG,
             "freebind": self._freebind,
             # The guest's side is its loopback interface alone
             "device": "lo" if rule.side == GUEST else rule.interface,
@@ -279,10 +305,9 @@ class Forward:
         rule, port = key
         del self._by_fd[listener.sock.fileno()]
         self.epoll.unregister(listener.sock.fileno())
-        listener.sock.close()
         if rule.path:
-            with contextlib.suppress(OSError):
-                os.unlink(rule.path)
+            self._paths.pop(rule).remove()
+        listener.sock.close()
         self._open[rule] &= ~(1 << port)
         # Another rule may listen on that port at another address
         ours = 0
@@ -320,7 +345,7 @@ class Forward:
 
     def _pause(self, listener: Listener, error: OSError) -> None:
         """There is no descriptor for a client: look again in a while, not all the time."""
-        self._warn(f"a client on port {listener.port} has to wait: {error.strerror}")
+        self._warn_once(f"clients have to wait: {error.strerror}")
         if not self._paused:
             self._later(SCAN_EVERY, self._resume)
         fd = listener.sock.fileno()
@@ -352,7 +377,7 @@ class Forward:
                     # UDP's follow TCP's too, as pasta has it
                     bound |= self._bound(other, UDP, seen)
             except OSError as e:
-                self._warn(f"cannot read the ports of the {other}: {e.strerror}")
+                self._warn_once(f"cannot read the ports of the {other}: {e.strerror}")
                 return
             self._follow(rule, bound & ~self._ours[other, rule.protocol])
 
@@ -432,6 +457,10 @@ class Forward:
                 raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
         return self._diag[side]
 
+    def __len__(self) -> int:
+        """How many listeners there are."""
+        return len(self._listeners)
+
     def listening(self) -> Iterable[Listener]:
         return list(self._listeners.values())
 
@@ -441,38 +470,3 @@ class Forward:
         for sock in self._diag.values():
             sock.close()
         self.epoll.close()
-
-
-def listen_unix(path: str) -> socket.socket:
-    """A UNIX socket that listens; one that nobody listens on any more is replaced.  Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        try:
-            sock.bind(path)
-        except OSError as e:
-            if e.errno != errno.EADDRINUSE or not _abandoned(path):
-                raise
-            os.unlink(path)
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _abandoned(path: str) -> bool:
-    """True if there is a socket at `path`, and nobody listens."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
-    except OSError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False

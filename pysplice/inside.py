@@ -150,7 +150,10 @@ class Inside:
                 self._answer(socket.MSG_DONTWAIT)
 
     def _answer(self, flags: int) -> None:
-        message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX, flags)
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX, flags)
+        except ConnectionError:
+            message, fds = b"", []  # it died with requests unread
         socks = [socket.socket(fileno=fd) for fd in fds]
         if not message:
             self._unsent.clear()
@@ -162,7 +165,8 @@ class Inside:
         done = self._waiting.pop(answer.get("tag"), None)
         self._send()
         if done is not None:
-            done(socks, answer["errno"])
+            # Descriptors that we have no place for are lost on the way
+            done(socks, answer["errno"] or (0 if socks else errno.EMFILE))
 
     def fetch(self, request: dict[str, Any]) -> socket.socket:
         """One socket, now: before the loop runs, or because somebody waits for it; raises OSError."""
@@ -176,9 +180,7 @@ class Inside:
             with contextlib.suppress(BlockingIOError):
                 self._answer(socket.MSG_DONTWAIT)
         socks, error = result[0]
-        if not socks:
-            # Descriptors that we have no place for are lost on the way
-            error = error or errno.EMFILE
+        if error:
             raise OSError(error, os.strerror(error))
         return socks[0]
 

@@ -4,7 +4,6 @@ Owns nothing, does no I/O.  Imports config.py.
 """
 
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -157,7 +156,7 @@ def _address(text: str, fail: _Fail) -> IPAddress:
 
 
 def _port(text: str, fail: _Fail) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= PORT_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= PORT_MAX):
         raise fail(f"'{text}' is no port")
     return int(text)
 
@@ -207,10 +206,9 @@ def _unix(text: str, side: str, protocol: str, fail: _Fail) -> Rule:
     path, _, port = text[len(UNIX) :].rpartition(":")
     if side != HOST or protocol != TCP:
         raise fail("a UNIX socket goes with -t only")
-    if not path or len(path.encode()) > UNIX_PATH_MAX:
+    if not path or "\0" in path or len(path.encode()) > UNIX_PATH_MAX:
         raise fail(f"a path of 1 to {UNIX_PATH_MAX} bytes is needed, as in unix:/run/web.sock:80")
-    # In the background the working directory is another one
-    return Rule(side, protocol, 0, 0, _port(port, fail), path=os.path.abspath(path))
+    return Rule(side, protocol, 0, 0, _port(port, fail), path=path)
 
 
 def overlap(one: Rule, other: Rule) -> bool:

@@ -29,7 +29,7 @@ from .host import HostSockets, reset
 from .inside import Inside
 from .observe.log import Log
 from .observe.trace import WindowTrace
-from .ports import GUEST, OPTIONS, Rule
+from .ports import GUEST, OPTIONS, TCP, UDP, Rule
 from .services import ndp
 from .services.desk import Desk
 from .splice import Splices
@@ -38,6 +38,7 @@ from .tcp import small_queue
 from .tcp.doors import ACK, FIN, PSH, RST, SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
 from .translate import KEY4_LEN, Translation, pack, unpack
+from .unix import UnixListener
 
 IPV4_HEADER = 20
 TCP_HEADER = 20
@@ -76,6 +77,7 @@ class Proxy:
         self.log = log
         self._loop = uvloop.new_event_loop()
         self.flows = Flows(flow_max)
+        self._flow_max = flow_max
         self.complaint = ""  # what the user has to know at the end
         self._resuming = False
         self._trace: WindowTrace | None = None
@@ -115,20 +117,24 @@ class Proxy:
             ipv4=link.ipv4,
             ipv6=link.ipv6,
             freebind=link.freebind,
-            listeners_max=flow_max // 2,
+            protocols=[*((TCP,) if link.tcp else ()), *((UDP,) if link.udp else ())],
+            listeners_max=flow_max * 3 // 4,
             accepted=self._accepted,
             arrived=self._arrived,
             warn=log.warning,
+            warn_once=lambda text: log.once(text, text),
             later=self._loop.call_later,
         )
         self._scanning = False
         self._control: Control | None = None
         self._counts = ""
 
-    def control(self, listener: socket.socket, path: str) -> None:
-        """Take requests on a UNIX socket that listens at `path`."""
+    def control(self, listener: UnixListener) -> None:
+        """Take requests on a UNIX socket."""
         loop = self._loop
-        self._control = Control(listener, path, self, self._show, loop.add_reader, loop.remove_reader)
+        self._control = Control(
+            listener, self, self._show, loop.add_reader, loop.remove_reader, loop.call_later
+        )
 
     def _show(self) -> dict[str, Any]:
         options = {pair: option for option, pair in OPTIONS.items()}
@@ -150,7 +156,7 @@ class Proxy:
 
     def add(self, rule: Rule) -> None:
         """Forward more; raises ConfigError."""
-        self.forward.add(rule)
+        self.forward.add(rule, running=True)
         self.scan_later(0)
 
     def remove(self, rule: Rule) -> None:
@@ -493,6 +499,7 @@ class Proxy:
         """Open the listeners of all rules; raises ConfigError."""
         for rule in rules:
             self.forward.add(rule)
+        self.flows.flow_max = max(self._flow_max - len(self.forward), 1)
         self.scan_later(0)
 
     def scan_later(self, after: float = SCAN_EVERY) -> None:
@@ -507,6 +514,7 @@ class Proxy:
     def _scan(self) -> None:
         self._scanning = False
         self.forward.scan()
+        self.flows.flow_max = max(self._flow_max - len(self.forward), 1)
         self.scan_later()
 
     def _on_inside(self) -> None:
@@ -515,6 +523,7 @@ class Proxy:
             self.inside.on_ready()
         except ConnectionError:
             # With the namespace, as a rule; what is open goes on
+            self.log.once("inside", "the process in the namespace is gone: no short cuts into it any more")
             self._loop.remove_reader(self.inside.fileno())
 
     def _splice_again(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .host import reset_on_close
 
-EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 PIPE_BYTES = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
 POOL_PIPES = 32
 ROUNDS = 8  # pipes full of data before others have their turn
@@ -31,12 +31,17 @@ CONNECTING, OPEN, CLOSED = range(3)
 
 
 class Direction:
-    """From one socket to the other: what is in the pipe, and whether the source has ended."""
+    """From one socket to the other: what is in the pipe, and whether the source has ended.
 
-    __slots__ = ("ended", "held", "pipe", "said", "source", "target")
+    `urgent`: the source has urgent data, which splice(2) stops in front of.
+    """
+
+    __slots__ = ("ended", "failed", "held", "pipe", "said", "source", "target", "urgent")
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
-        self.source = source.fileno()
+        self.source = source
+        self.urgent = False
+        self.failed = False
         self.target = target
         self.pipe: tuple[int, int] | None = None
         self.held = 0
@@ -47,13 +52,14 @@ class Direction:
 class Splice:
     """Two sockets; `client` was accepted, `server` connects."""
 
-    __slots__ = ("client", "directions", "name", "server", "state")
+    __slots__ = ("broken", "client", "directions", "name", "server", "state")
 
     def __init__(self, client: socket.socket, server: socket.socket, name: str) -> None:
         self.client = client
         self.server = server
         self.name = name
         self.state = CONNECTING
+        self.broken: Direction | None = None  # the one whose source has an error
         self.directions = (Direction(client, server), Direction(server, client))
 
 
@@ -105,8 +111,14 @@ class Splices:
             splice = self._by_fd.get(fd)
             if splice is None:
                 continue
-            if ready & select.EPOLLERR or splice.state == CONNECTING:
+            if splice.state == CONNECTING:
                 self._look(splice, fd)
+            elif ready & (select.EPOLLPRI | select.EPOLLERR):
+                mine = splice.directions[fd != splice.client.fileno()]
+                if ready & select.EPOLLPRI:
+                    mine.urgent = True
+                if ready & select.EPOLLERR:
+                    splice.broken = mine
             waiting[splice] = None
         for splice in waiting:
             if splice.state == OPEN:
@@ -125,17 +137,47 @@ class Splices:
                 splice.state = OPEN
 
     def _pump(self, splice: Splice) -> None:
-        try:
-            unfinished = [self._move(direction) for direction in splice.directions]
-        except OSError:
-            self._abort(splice)
-            return
-        if all(direction.said for direction in splice.directions):
+        """Move what there is.  What a socket had to say before it broke goes on first, then both are reset."""
+        directions = splice.directions
+        if splice.broken is directions[1]:
+            directions = directions[::-1]
+        unfinished = False
+        for direction in directions:
+            if direction.failed:
+                continue
+            try:
+                unfinished |= self._move(direction, splice)
+            except OSError:
+                direction.failed = True
+        if splice.broken is not None and splice.broken.said:
+            # It had ended before: its error is read by nobody
+            splice.broken.failed = True
+        if any(direction.failed for direction in directions):
+            if unfinished:
+                self._unfinished[splice] = None
+            elif not any(direction.held and not direction.failed for direction in directions):
+                self._abort(splice)
+        elif all(direction.said for direction in directions):
             self._close(splice)
-        elif any(unfinished):
+        elif unfinished:
             self._unfinished[splice] = None
 
-    def _move(self, direction: Direction) -> bool:
+    def _read(self, direction: Direction) -> int:
+        """Fill the pipe; bytes, 0 at the end.  Raises BlockingIOError where there is nothing yet."""
+        assert direction.pipe is not None
+        try:
+            n = os.splice(direction.source.fileno(), direction.pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
+        except BlockingIOError:
+            if not direction.urgent:
+                raise
+            n = 0
+        if n or not direction.urgent:
+            return n
+        # In the stream, as for any socket that asked for it (SO_OOBINLINE)
+        direction.urgent = False
+        return os.write(direction.pipe[1], direction.source.recv(1))
+
+    def _move(self, direction: Direction, splice: Splice) -> bool:
         """Move what there is; True if there may be more at once.  Raises OSError where a socket is broken."""
         if direction.said:
             return False
@@ -146,7 +188,7 @@ class Splices:
                 if direction.pipe is None:
                     direction.pipe = self._borrow()
                 try:
-                    n = os.splice(direction.source, direction.pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
+                    n = self._read(direction)
                 except BlockingIOError:
                     self._give_back(direction)
                     return False
@@ -165,7 +207,9 @@ class Splices:
         else:
             return True
         self._give_back(direction)
-        direction.target.shutdown(socket.SHUT_WR)
+        # After a failure what looks like the end is not one
+        if not any(other.failed for other in splice.directions):
+            direction.target.shutdown(socket.SHUT_WR)
         direction.said = True
         return False
 

@@ -44,9 +44,10 @@ class LogFile:
         drop = max(int(self._most * CUT), self._size + wanted - self._most)
         end = body.find(b"\n", drop)
         body = body[end + 1 :] if end >= 0 else b""
-        os.ftruncate(self._fd, len(self._header))
+        # First what stays, then the end: whoever reads meanwhile finds no empty file
+        self._size = os.pwrite(self._fd, self._header + body, 0)
+        os.ftruncate(self._fd, self._size)
         os.lseek(self._fd, 0, os.SEEK_END)
-        self._size = len(self._header) + (os.write(self._fd, body) if body else 0)
 
 
 class Log:

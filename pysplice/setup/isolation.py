@@ -56,8 +56,13 @@ def drop_privileges() -> None:
     for capability in range(CAP_LAST + 1):
         if not keep >> capability & 1:
             _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    _set_capabilities(keep)
+
+
+def _set_capabilities(kept: int) -> None:
+    """Permitted and effective ones, the lower 32; no others."""
     header = ctypes.create_string_buffer(struct.pack("Ii", CAPABILITY_VERSION_3, 0))
-    data = ctypes.create_string_buffer(struct.pack("IIIIII", keep, keep, 0, 0, 0, 0))
+    data = ctypes.create_string_buffer(struct.pack("IIIIII", kept, kept, 0, 0, 0, 0))
     _libc.capset(header, data)
 
 
@@ -109,6 +114,7 @@ def become(user: tuple[int, int] | None) -> None:
         os.setresuid(user[0], user[0], user[0])
     except OSError as e:
         raise ConfigError(f"cannot become user {user[0]}, group {user[1]}: {e.strerror}") from None
+    _set_capabilities(_permitted())
 
 
 def hide() -> None:
@@ -154,8 +160,11 @@ def open_output(path: str) -> int:
 
 
 def write_pid_file(fd: int, pid: int) -> None:
-    os.write(fd, f"{pid}\n".encode())
-    os.close(fd)
+    try:
+        os.write(fd, f"{pid}\n".encode())
+        os.close(fd)
+    except OSError as e:
+        raise ConfigError(f"cannot write the process ID: {e.strerror}") from None
 
 
 def to_background() -> int:

@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -42,6 +43,8 @@ PR_SET_PDEATHSIG = 1
 
 IN_DELETE_SELF, IN_DELETE, IN_MOVED_FROM = 0x400, 0x200, 0x40
 IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
+
+INOTIFY_EVENT = struct.Struct("iIII")  # struct inotify_event, without its name
 
 HOSTNAME_MAX = 64
 SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh"})
@@ -392,9 +395,8 @@ def _agent(control: socket.socket, net_fd: int, user_fd: int, user: tuple[int, i
         os.dup2(null, fd)
     os.close(null)
     isolation.hide()
+    isolation.become(user)
     _enter(net_fd, user_fd)
-    if user_fd < 0:
-        isolation.become(user)
     isolation.hide()  # with other credentials it would be visible again
     isolation.close_but(control.fileno())
     os.chdir("/")
@@ -441,8 +443,17 @@ def gone(config: Config, watch_fd: int) -> bool:
     if config.pid is not None:
         return True
     try:
-        os.read(watch_fd, MESSAGE_MAX)
+        events = os.read(watch_fd, MESSAGE_MAX)
     except OSError as e:
         # Anything else: a pidfd, whose process has ended
         return e.errno != errno.EAGAIN
-    return not os.path.exists(paths(config)[0])
+    # By name: whether the file is there we may not be allowed to see any more
+    name = os.path.basename(os.path.abspath(paths(config)[0])).encode()
+    at = 0
+    while at < len(events):
+        _, mask, _, length = INOTIFY_EVENT.unpack_from(events, at)
+        at += INOTIFY_EVENT.size
+        if mask & IN_DELETE_SELF or events[at : at + length].rstrip(b"\0") == name:
+            return True
+        at += length
+    return False

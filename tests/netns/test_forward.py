@@ -530,8 +530,10 @@ def test_what_is_added_goes_before_what_follows(world, tmp_path):
 
 def test_more_ports_than_descriptors(world):
     """As many as there is place for, and a word about the others; not all, because clients need some too."""
-    script = f"ulimit -n 4096; exec {' '.join(PYSPLICE)} -f --config-net {' '.join(NONE[2:])} --netns {world.guest.path}"
-    process = world.host.spawn("sh", "-c", f"{script} -t all", stderr=subprocess.PIPE, text=True)
+    words = " ".join((*PYSPLICE, "-f", "--config-net", *NONE[2:], "-t", "all", "--netns", world.guest.path))
+    process = world.host.spawn(
+        "sh", "-c", f"ulimit -n 4096; exec {words}", stderr=subprocess.PIPE, text=True
+    )
     try:
         until(lambda: "tap0" in world.guest.run("ip", "route").stdout)
         with world.guest.listen("0.0.0.0", 99) as listener:
