@@ -295,8 +295,13 @@ static int emit_one(struct tap *tap, const uint8_t *template,
 			uint8_t kept[8];
 
 			memcpy(kept, payload + at - 8, 8);
-			error = emit_fragments(tap, template, template_len,
-					       payload + at, part, mtu);
+			if (part < unit)
+				error = emit_one(tap, template, template_len,
+						 payload + at, part, 0, mtu, 0);
+			else
+				error = emit_fragments(tap, template,
+						       template_len,
+						       payload + at, part, mtu);
 			memcpy(payload + at - 8, kept, 8);
 			if (!unit)
 				break;

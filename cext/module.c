@@ -38,6 +38,7 @@ static PyStructSequence_Field datagrams_fields[] = {
 	{"length", "bytes of payload in all"},
 	{"ttl", "or hop limit"},
 	{"handle", "names the payload until the next drain()"},
+	{"mac", "whom the first came from"},
 	{NULL, NULL},
 };
 
@@ -45,7 +46,7 @@ static PyStructSequence_Desc datagrams_desc = {
 	.name = "pysplice._cext.Datagrams",
 	.doc = "Datagrams of one flow that follow each other.",
 	.fields = datagrams_fields,
-	.n_in_sequence = 5,
+	.n_in_sequence = 6,
 };
 
 static PyStructSequence_Field facts_fields[] = {

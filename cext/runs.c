@@ -140,6 +140,11 @@ PyObject *tap_make_datagrams(struct tap *self, int index)
 	PyStructSequence_SetItem(run, 2, PyLong_FromUnsignedLong(r->len));
 	PyStructSequence_SetItem(run, 3, PyLong_FromLong(r->first.ttl));
 	PyStructSequence_SetItem(run, 4, PyLong_FromUnsignedLongLong(handle));
+	PyStructSequence_SetItem(
+		run, 5,
+		PyBytes_FromStringAndSize(
+			(char *)self->memory + self->frames[r->head].start + 6,
+			6));
 	if (PyErr_Occurred())
 		Py_CLEAR(run);
 	return run;

@@ -142,6 +142,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     policy = Policy(
         ipv4.addresses[0].ip.packed if ipv4 and ipv4.addresses else b"",
         ipv6.addresses[0].ip.packed if ipv6 and ipv6.addresses else b"",
+        _link_local(guest.mac) if guest.mac else b"",
         follow4=config.address4 is None,
         follow6=config.address6 is None,
         splice=config.splice,
@@ -208,7 +209,7 @@ def _of_families(config: Config, rule: ports.Rule) -> ports.Rule:
 
 def _needs_agent(config: Config, rules: tuple[ports.Rule, ...]) -> bool:
     """True if sockets are to be made in the namespace."""
-    if config.splice_only:
+    if config.splice_only or config.control:
         return True
     return any(r.side == ports.GUEST or r.auto or r.path or config.splice for r in rules)
 
@@ -255,6 +256,7 @@ def _translation(
         interface6=config.outbound_if6,
         scope=template.ipv6.ifindex if template.ipv6 else 0,
         callers=callers,
+        own=_own(template),
         fallback4=gateway4.packed if gateway4 is not None else b"",
         fallback6=gateway6.packed
         if gateway6 is not None and gateway6.is_link_local
@@ -294,18 +296,21 @@ def _desk(config: Config, template: "Template", known: "Names") -> "Desk":
     if config.ra and not config.config_net and ipv6 is not None:
         prefix = ipv6.addresses[0].ip.packed if ipv6.addresses else None
         router = ndp.Router(config.mac, source, prefix, mtu, lease6 is not None, dns6, search)
-    guest_addresses = frozenset(
-        address.ip.packed for family in (ipv4, ipv6) if family is not None for address in family.addresses
-    )
     return desk.Desk(
         config.mac,
-        guest_addresses,
+        _own(template),
         arp=config.ipv4,
         ndp=config.ipv6 and config.ndp,
         router=router,
         dhcp=lease,
         dhcpv6=lease6,
     )
+
+
+def _own(template: "Template") -> frozenset[bytes]:
+    """The guest's addresses, packed."""
+    families = (template.ipv4, template.ipv6)
+    return frozenset(a.ip.packed for family in families if family is not None for a in family.addresses)
 
 
 def _of_version(chosen: tuple[IPAddress, ...], version: int) -> str:

@@ -29,6 +29,7 @@ class Datagrams(NamedTuple):
     length: int  # bytes of payload in all
     ttl: int
     handle: int
+    mac: bytes  # whom the first came from
 
 class SocketFacts(NamedTuple):
     """One reading of a host socket; -1 where the kernel does not say."""

@@ -49,14 +49,16 @@ class Listener(NamedTuple):
 class Policy:
     """Where clients are led, and by which way.
 
-    `guest4`, `guest6`: the guest's addresses, packed, empty if it has none; where `follow4` and `follow6` say so, the
-    last that it has shown.  `splice`: loopback takes the short cut; `loopback_kept`: to the same loopback address.
+    `guest4`, `guest6`, `guest6_link` (link-local): the guest's addresses, packed, empty if it has none; where `follow4`
+    and `follow6` say so, the last that it has shown.  `splice`: loopback takes the short cut; `loopback_kept`: to the
+    same loopback address.
     """
 
     def __init__(
         self,
         guest4: bytes = b"",
         guest6: bytes = b"",
+        guest6_link: bytes = b"",
         *,
         follow4: bool = True,
         follow6: bool = True,
@@ -65,6 +67,7 @@ class Policy:
     ) -> None:
         self.guest4 = guest4
         self.guest6 = guest6
+        self.guest6_link = guest6_link
         self._follow4 = follow4
         self._follow6 = follow6
         self._splice = splice
@@ -75,7 +78,9 @@ class Policy:
         if len(source) == 4:
             if self._follow4:
                 self.guest4 = source
-        elif self._follow6 and source[:2] != LINK_LOCAL:
+        elif source[:2] == LINK_LOCAL:
+            self.guest6_link = source
+        elif self._follow6:
             self.guest6 = source
 
     def short_cut(self, rule: Rule, client: bytes) -> bool:
@@ -98,6 +103,8 @@ class Policy:
         if rule.to_address is not None:
             guest = rule.to_address.packed
             return guest if len(guest) == len(client) else b""
+        if client[:2] == LINK_LOCAL and len(client) == 16 and self.guest6_link:
+            return self.guest6_link
         return self.guest4 if len(client) == 4 else self.guest6
 
 

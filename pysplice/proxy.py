@@ -463,9 +463,15 @@ class Proxy:
             if not frame[6] & 1:
                 self.tap.guest_mac = frame[6:12]
             self.tap.emit_frame(reply)
-        elif self.link.ipv4 if frame[12:14] == b"\x08\x00" else self.link.ipv6:
+        elif self._enabled(frame[12:14], frame[14:15]):
             self.datagrams.on_packet(frame, now)
             self._expire_later()
+
+    def _enabled(self, ethertype: bytes, first: bytes) -> bool:
+        """True for an IP packet of a version that is served, by what its frame and itself say."""
+        if ethertype == b"\x08\x00":
+            return self.link.ipv4 and first != b"" and first[0] >> 4 == 4
+        return ethertype == b"\x86\xdd" and self.link.ipv6 and first != b"" and first[0] >> 4 == 6
 
     def _on_sockets(self, flows: Udp | Echo) -> None:
         flows.on_ready(time.monotonic())

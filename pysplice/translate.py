@@ -37,8 +37,8 @@ class Translation(NamedTuple):
     `interface6`: where connections to anywhere else start from; `scope`: the index of the interface that
     link-local destinations are reached by.
 
-    The other way: `callers` has what the guest knows an address of the host's by; `fallback4` and `fallback6` stand
-    for callers that it cannot answer.
+    The other way: `callers` has what the guest knows an address of the host's by, `own` are those that it has itself;
+    `fallback4` and `fallback6` stand for callers that it cannot answer.
     """
 
     redirect: Mapping[bytes, str] = NOTHING
@@ -49,6 +49,7 @@ class Translation(NamedTuple):
     interface6: str = ""
     scope: int = 0
     callers: Mapping[bytes, bytes] = NOTHING
+    own: frozenset[bytes] = frozenset()
     fallback4: bytes = b""
     fallback6: bytes = b""
 
@@ -84,7 +85,7 @@ class Translation(NamedTuple):
             return known
         ipv4 = len(address) == 4
         loopback = address[0] == 127 if ipv4 else address == bytes(15) + b"\x01"
-        if not loopback and address != guest and any(address):
+        if not loopback and address != guest and address not in self.own and any(address):
             return address
         return self.fallback4 if ipv4 else self.fallback6
 

@@ -173,8 +173,9 @@ def request(packet: bytes) -> tuple[bytes, bytes, int] | None:
         if packet[9] != PROTO_ICMP or len(message) < 8 or message[:2] != bytes((ECHO_REQUEST, 0)):
             return None
         addresses, ttl = packet[12:20], packet[8]
-        if icmp.checksum(message) != b"\0\0" or addresses[4] in (0, 127) or addresses[4] >= 224:
+        if icmp.checksum(message) != b"\0\0":
             return None
+        bad = any(addresses[i] in (0, 127) or addresses[i] >= 224 for i in (0, 4))
     elif len(packet) >= 48 and packet[0] >> 4 == 6:
         (length,) = struct.unpack_from("!H", packet, 4)
         message = packet[40 : 40 + length]
@@ -182,9 +183,12 @@ def request(packet: bytes) -> tuple[bytes, bytes, int] | None:
             return None
         addresses, ttl = packet[8:40], packet[7]
         pseudo = addresses + struct.pack("!II", len(message), PROTO_ICMPV6)
-        if icmp.checksum(pseudo + message) != b"\0\0" or addresses[16] == 0xFF or not any(addresses[16:28]):
+        if icmp.checksum(pseudo + message) != b"\0\0":
             return None
+        bad = any(addresses[i] == 0xFF or addresses[i : i + 12] in fragments.LOW6 for i in (0, 16))
     else:
+        return None
+    if bad or not ttl:
         return None
     return addresses + message[4:6] + bytes(2), message, ttl
 

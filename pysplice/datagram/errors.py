@@ -87,5 +87,6 @@ def _source(offender: bytes, sock: socket.socket, key: bytes) -> bytes:
         peer = socket.inet_pton(sock.family, sock.getpeername()[0].partition("%")[0])
     except OSError:
         return destination
-    # Where the destination is another address on the host, what is between is the host's too
-    return packed if peer == destination else destination
+    # Where the destination is another address on the host, what is between is the host's too; and an address
+    # that the guest has as well cannot be what it hears from
+    return packed if peer == destination and packed not in (key[:4], key[:16]) else destination

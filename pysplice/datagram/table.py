@@ -16,7 +16,7 @@ class Expiring:
     `owners` is where its sockets are looked up when they are ready.
     """
 
-    __slots__ = ("_owners", "_socks", "answered", "closed", "key", "used")
+    __slots__ = ("_names", "_owners", "_socks", "answered", "closed", "key", "used")
 
     def __init__(self, key: bytes, now: float, owners: dict[int, Any]) -> None:
         self.key = key
@@ -25,6 +25,7 @@ class Expiring:
         self.closed = False
         self._owners = owners
         self._socks: list[socket.socket] = []
+        self._names: list[tuple[dict[Any, Any], Any]] = []
 
     def watch(self, sock: socket.socket, epoll: select.epoll) -> None:
         """The socket is ours, and to be read."""
@@ -32,9 +33,17 @@ class Expiring:
         self._owners[sock.fileno()] = self
         epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def register(self, table: dict[Any, Any], name: Any) -> None:
+        """Be found by another name too, as long as this lives."""
+        table[name] = self
+        self._names.append((table, name))
+
     def close(self) -> None:
         """Give everything back."""
         self.closed = True
+        for table, name in self._names:
+            if table.get(name) is self:
+                del table[name]
         for sock in self._socks:
             self._owners.pop(sock.fileno(), None)
             sock.close()
@@ -48,7 +57,7 @@ class Table(Generic[Flow]):
 
     def __init__(self, most: int, timeout: float, dialogue: float) -> None:
         self._flows: dict[bytes, Flow] = {}
-        self._most = most
+        self._most = max(most, 1)
         self._timeout = timeout
         self._dialogue = max(dialogue, timeout)
         self.opened = 0
@@ -62,9 +71,16 @@ class Table(Generic[Flow]):
     def add(self, flow: Flow) -> None:
         """One flow more; where there are too many the one that was used least lately goes."""
         if len(self._flows) >= self._most:
-            self.remove(next(iter(self._flows.values())))
+            self.evict()
         self._flows[flow.key] = flow
         self.opened += 1
+
+    def evict(self) -> bool:
+        """Close the one that was used least lately; False if there is none."""
+        for flow in self._flows.values():
+            self.remove(flow)
+            return True
+        return False
 
     def touch(self, flow: Flow, now: float) -> None:
         """The flow was used."""

@@ -14,10 +14,11 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from .. import _cext
-from ..inside import IPV6_FREEBIND, Inside, make
+from ..inside import IP_FREEBIND, IPV6_FREEBIND, Inside, make
 from ..observe.log import Log
 from ..tap import TapDevice, template
 from ..translate import Target, Translation, pack, unpack
@@ -32,8 +33,9 @@ UDP_GRO = 104
 IP_PKTINFO = 8
 RECEIVE_BUFFER = 1 << 20  # net.core.rmem_max bounds it
 FIRSTS_PER_EVENT = 64  # datagrams that a listener is asked for at a time
-PENDING_MAX = 64  # that wait for a socket in the namespace
+PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
 DATAGRAM_MAX = 65536
+STRAYS_MAX = 256
 ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 # What a send() may report of an earlier datagram: once told, it is over
@@ -56,7 +58,7 @@ def timeouts() -> tuple[float, float]:
 class TapFlow(Expiring):
     """Between the guest and a socket on the host; `key` as in the guest's datagrams."""
 
-    __slots__ = ("sock", "template", "ttl")
+    __slots__ = ("inbound", "sock", "template", "ttl")
 
     def __init__(
         self, key: bytes, sock: socket.socket, now: float, frame_start: bytes, owners: dict[int, Any]
@@ -65,6 +67,7 @@ class TapFlow(Expiring):
         self.sock = sock
         self.template = frame_start
         self.ttl = 0
+        self.inbound = False  # a client on the host began it
 
     def name(self) -> str:
         """The flow in words, as the guest has it."""
@@ -77,13 +80,14 @@ class TapFlow(Expiring):
 class SplicedFlow(Expiring):
     """Between a client and a server on two sockets; `pending` while the second is not there."""
 
-    __slots__ = ("far", "near", "pending")
+    __slots__ = ("far", "held", "near", "pending")
 
     def __init__(self, key: bytes, now: float, owners: dict[int, Any]) -> None:
         super().__init__(key, now, owners)
         self.near: socket.socket | None = None
         self.far: socket.socket | None = None
         self.pending: list[bytes] = []
+        self.held = 0
 
     def name(self) -> str:
         """The flow in words: its client and what that has called."""
@@ -140,6 +144,9 @@ class Udp:
         self._log = log
         self._packets = _cext.Packets()
         self._owners: dict[int, Any] = {}
+        # What tells flows apart on the host: SO_REUSEADDR lets two sockets have the same addresses and ports
+        self._pairs: dict[Any, Any] = {}
+        self._clients: dict[Any, Any] = {}
 
     def fileno(self) -> int:
         return self.epoll.fileno()
@@ -158,8 +165,7 @@ class Udp:
             flow = self._birth(run.key, self._tap.headers(run.handle), now)
             if flow is None:
                 return
-        self._use_ttl(flow, run.ttl)
-        self.flows.touch(flow, now)
+        self._heard(flow, run.ttl, run.mac, now)
         skip = refused = 0
         while skip < run.frames:
             sent = self._packets.send(self._tap.raw, run.handle, flow.sock.fileno(), skip)
@@ -179,8 +185,7 @@ class Udp:
         flow = self.flows.get(key) or self._birth(key, headers, now)
         if flow is None:
             return
-        self._use_ttl(flow, ttl)
-        self.flows.touch(flow, now)
+        self._heard(flow, ttl, headers[6:12], now)
         for _ in range(2):
             try:
                 flow.sock.send(payload)
@@ -193,14 +198,34 @@ class Udp:
         """A flow of the guest's; `headers` are those of its first frame."""
         assert self._tap is not None
         target = self._translation.target(key)
+        port = int.from_bytes(key[-4:-2], "big")
+        pair = (port, target.address[:2])
+        if pair in self._pairs:
+            # Two flows of the guest's would be one on the host
+            port = 0
         try:
-            sock = _open(target, int.from_bytes(key[-4:-2], "big"))
+            sock, strays = self._opened(lambda: _open(target, port))
         except OSError as e:
             self._log.flow("udp", f"{target.address[0]}: {e.strerror}", now)
             if e.errno in NO_ROUTE:
                 self._tap.unreachable(headers, e.errno or 0)
             return None
-        return self._add(key, sock, headers[6:12], now)
+        flow = self._add(key, sock, headers[6:12], now)
+        if port:
+            flow.register(self._pairs, pair)
+        for data, peer in strays:
+            if peer[:2] == target.address[:2]:
+                self._packets.emit(self._tap.raw, flow.template, data, self._mtu)
+        return flow
+
+    def _opened(self, make_one: Callable[[], "Opened"]) -> "Opened":
+        """A socket; where descriptors are short, the flow that was used least lately gives way."""
+        try:
+            return make_one()
+        except OSError as e:
+            if e.errno not in (errno.EMFILE, errno.ENFILE) or not self.flows.evict():
+                raise
+            return make_one()
 
     def _add(self, key: bytes, sock: socket.socket, guest_mac: bytes, now: float) -> TapFlow:
         assert self._tap is not None
@@ -211,6 +236,15 @@ class Udp:
         if self._log.debug_on:
             self._log.debug(f"udp {flow.name()}")
         return flow
+
+    def _heard(self, flow: TapFlow, ttl: int, mac: bytes, now: float) -> None:
+        """The guest has sent something."""
+        self.flows.touch(flow, now)
+        if flow.inbound:
+            flow.answered = True
+        if mac != flow.template[:6] and not mac[0] & 1:
+            flow.template = mac + flow.template[6:]
+        self._use_ttl(flow, ttl)
 
     def _use_ttl(self, flow: TapFlow, ttl: int) -> None:
         """The hop limit is the guest's (traceroute lives on it); on the way it has made no hop."""
@@ -280,21 +314,34 @@ class Udp:
         caller = self._translation.caller(client, guest)
         if not caller:
             return
-        key = guest + caller + struct.pack("!HH", target, arrival.peer[1])
-        flow = self.flows.get(key)
+        name = (client, arrival.peer[1], arrival.local, port)
+        flow = self._clients.get(name)
+        strays: list[tuple[bytes, Any]] = []
         if flow is None:
             try:
-                sock = self._beside(arrival, client, port, interface, freebind)
+                sock, strays = self._opened(
+                    lambda: self._beside(arrival, client, port, interface, freebind)
+                )
             except OSError as e:
                 self._log.flow("udp", f"cannot answer {unpack(client)} from {port}: {e.strerror}", now)
                 return
+            # The guest sees one client where several ports of the host lead to the same of its own
+            key = guest + caller + struct.pack("!HH", target, arrival.peer[1])
+            while self.flows.get(key) is not None:
+                key = key[:-2] + struct.pack("!H", 1024 + int.from_bytes(os.urandom(2), "big") % 64512)
             flow = self._add(key, sock, self._tap.guest_mac, now)
+            flow.inbound = True
+            flow.register(self._clients, name)
+            flow.register(self._pairs, (port, arrival.peer[:2]))
         self.flows.touch(flow, now)
         self._packets.emit(self._tap.raw, flow.template, arrival.data, self._mtu)
+        for data, peer in strays:
+            other = Arrival(data, peer, arrival.local, arrival.interface)
+            self.to_guest(other, port, target, guest, interface, freebind, now)
 
     def _beside(
         self, arrival: Arrival, client: bytes, port: int, interface: str, freebind: bool
-    ) -> socket.socket:
+    ) -> "Opened":
         """The socket of a flow beside its listener, on the host."""
         family = socket.AF_INET if len(client) == 4 else socket.AF_INET6
         scope = arrival.interface if family == socket.AF_INET6 and client[:2] == b"\xfe\x80" else 0
@@ -330,8 +377,9 @@ class Udp:
             if flow.far is not None and flow.near is not None:
                 with contextlib.suppress(OSError):
                     flow.far.send(arrival.data)
-            elif len(flow.pending) < PENDING_MAX:
+            elif flow.held + len(arrival.data) < PENDING_BYTES:
                 flow.pending.append(arrival.data)
+                flow.held += len(arrival.data)
             return
         if self._inside is None:
             return
@@ -341,7 +389,10 @@ class Udp:
         family = socket.AF_INET if len(client) == 4 else socket.AF_INET6
         near = {"bind": [_local(arrival, family), port], "peer": (unpack(client), arrival.peer[1])}
         far_family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-        far = {"bind": [ANY[far_family], arrival.peer[1]], "peer": target}
+        pair = (inside_first, arrival.peer[1], target)
+        far = {"bind": [ANY[far_family], 0 if pair in self._pairs else arrival.peer[1]], "peer": target}
+        if pair not in self._pairs:
+            flow.register(self._pairs, pair)
         here, there = (far, near) if inside_first else (near, far)
         # On either side, loopback keeps loopback: the kernel chooses no other address for it
         request = {"kind": int(socket.SOCK_DGRAM), "reuse": 1}
@@ -417,7 +468,10 @@ def _plugged(request: dict[str, Any], peer: Any) -> socket.socket:
     return sock
 
 
-def _open(target: Target, source_port: int) -> socket.socket:
+Opened = tuple[socket.socket, list[tuple[bytes, Any]]]
+
+
+def _open(target: Target, source_port: int) -> Opened:
     """A socket that leads to the target, from the guest's port if that is free; raises OSError."""
     family = socket.AddressFamily(target.family)
     address = target.source[0] if target.source is not None else ANY[family]
@@ -426,8 +480,10 @@ def _open(target: Target, source_port: int) -> socket.socket:
 
 def _connected(
     family: int, peer: tuple[Any, ...], local: tuple[Any, ...], interface: str, freebind: bool
-) -> socket.socket:
+) -> Opened:
+    """A socket, and what came to it from anybody before it was connected."""
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    strays: list[tuple[bytes, Any]] = []
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -435,7 +491,9 @@ def _connected(
         if interface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         if freebind:
-            level, option = (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (0, 15)
+            level, option = (
+                (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (0, IP_FREEBIND)
+            )
             sock.setsockopt(level, option, 1)
         errors.enable(sock)
         # A guest may have sent to a broadcast address
@@ -447,8 +505,13 @@ def _connected(
                 raise
             sock.bind((local[0], 0, *local[2:]))
         sock.connect(peer)
+        if local[1]:
+            # Between the two calls it was as good as any listener on that port
+            with contextlib.suppress(BlockingIOError):
+                while len(strays) < STRAYS_MAX:
+                    strays.append(sock.recvfrom(DATAGRAM_MAX))
         _tune(sock)
     except OSError:
         sock.close()
         raise
-    return sock
+    return sock, strays

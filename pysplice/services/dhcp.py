@@ -4,6 +4,7 @@ Owns nothing; imports the packet builders of icmp.py.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .icmp import checksum, ipv4_packet
@@ -24,6 +25,7 @@ OPTION_RAPID_COMMIT, OPTION_FQDN, OPTION_SEARCH, OPTION_ROUTES, OPTION_END = 80,
 FOREVER = 0xFFFFFFFF
 BROADCAST = b"\xff" * 4
 OPTION_BYTES_MAX = 255
+SEARCH_BYTES_MAX = 160  # so that the other options have place too
 
 
 class Lease(NamedTuple):
@@ -45,6 +47,17 @@ def domain_name(name: str) -> bytes:
     return b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
 
 
+def domain_names(names: Iterable[str], most: int) -> bytes:
+    """Names after each other, as many as `most` bytes hold."""
+    made = b""
+    for name in names:
+        packed = domain_name(name)
+        if len(made) + len(packed) > most:
+            break
+        made += packed
+    return made
+
+
 def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
     """The reply to an Ethernet frame with a DHCP or BOOTP request, or None; `mac` is ours."""
     ip = frame[14:]
@@ -58,6 +71,8 @@ def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
     request = udp[8:length]
     if len(request) < HEADER or request[0] != BOOTREQUEST or request[1:3] != b"\x01\x06":
         return None
+    if any(request[24:28]):
+        return None  # by a relay: there is none between us and the guest
     options = parse_options(request[HEADER:])
     if options is None:
         return None
@@ -70,6 +85,8 @@ def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
     # RFC 2131, section 4.1: where a reply goes
     unicast = ciaddr if any(ciaddr) else lease.address
     destination = BROADCAST if flags & 0x80 and not any(ciaddr) else unicast
+    if message[16:20] == bytes(4) and not any(ciaddr):
+        destination = BROADCAST  # a NAK: the client has no address
     ethernet = (b"\xff" * 6 if destination == BROADCAST else chaddr) + mac + b"\x08\x00"
     datagram = struct.pack("!HHHH", SERVER_PORT, CLIENT_PORT, 8 + len(message), 0) + message
     pseudo = lease.gateway + destination + struct.pack("!BBH", 0, 17, len(datagram))
@@ -135,10 +152,9 @@ def reply(request: bytes, options: dict[int, bytes], lease: Lease) -> bytes | No
         given += _settings(lease, inform=kind == bytes((INFORM,)))
     message = head
     for code, value in given:
-        for at in range(0, max(len(value), 1), OPTION_BYTES_MAX):
-            part = value[at : at + OPTION_BYTES_MAX]
-            if len(message) + 2 + len(part) < MESSAGE_MAX:
-                message += bytes((code, len(part))) + part
+        # Whole, or not at all
+        if len(value) <= OPTION_BYTES_MAX and len(message) + 2 + len(value) < MESSAGE_MAX:
+            message += bytes((code, len(value))) + value
     return (message + bytes((OPTION_END,))).ljust(MESSAGE_MIN, b"\0")
 
 
@@ -163,5 +179,5 @@ def _settings(lease: Lease, inform: bool) -> list[tuple[int, bytes]]:
         # RFC 4702: canonical wire format, the server updates nothing
         given.append((OPTION_FQDN, bytes((0x0C, 255, 255)) + domain_name(lease.fqdn)))
     if lease.search:
-        given.append((OPTION_SEARCH, b"".join(domain_name(name) for name in lease.search)))
+        given.append((OPTION_SEARCH, domain_names(lease.search, SEARCH_BYTES_MAX)))
     return given

@@ -6,7 +6,7 @@ Owns nothing; imports the names of dhcp.py and the checksum of icmp.py.
 import struct
 from typing import NamedTuple
 
-from .dhcp import domain_name
+from .dhcp import domain_name, domain_names
 from .icmp import checksum
 
 CLIENT_PORT, SERVER_PORT = 546, 547
@@ -20,7 +20,9 @@ OPTION_STATUS, OPTION_RAPID_COMMIT = 13, 14
 OPTION_DNS, OPTION_SEARCH, OPTION_FQDN = 23, 24, 39
 
 STATUS_NOT_ON_LINK = 4
+ADDRESSES_MAX = 8
 FOREVER = 0xFFFFFFFF
+REPLY_MAX = 800  # bytes of addresses, and of names; more are not asked for in earnest
 
 
 class Lease(NamedTuple):
@@ -41,8 +43,8 @@ def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
     source, destination, udp = packet[8:24], packet[24:40], packet[40:]
     if udp[:4] != struct.pack("!HH", CLIENT_PORT, SERVER_PORT):
         return None
-    if destination not in (ALL_SERVERS, lease.source):
-        return None
+    if destination != ALL_SERVERS:
+        return None  # RFC 8415, 16 and 18.4: we have told nobody that we take unicast
     (length,) = struct.unpack_from("!H", udp, 4)
     message = udp[8:length]
     if len(message) < 4:
@@ -97,6 +99,8 @@ def reply(message: bytes, options: list[tuple[int, bytes]], lease: Lease, mac: b
         return None
     if server is not None and server != server_id(mac):
         return None
+    if kind == INFORMATION_REQUEST and OPTION_IA_NA in first:
+        return None
     if kind == SOLICIT:
         answer_kind = REPLY if OPTION_RAPID_COMMIT in first else ADVERTISE
     elif kind in (REQUEST, CONFIRM, RENEW, REBIND, RELEASE, DECLINE, INFORMATION_REQUEST):
@@ -114,19 +118,23 @@ def reply(message: bytes, options: list[tuple[int, bytes]], lease: Lease, mac: b
         return body + option(OPTION_STATUS, struct.pack("!H", 0))
     if kind == CONFIRM:
         asked = [value[:16] for code, ia in options if code == OPTION_IA_NA for value in _addresses(ia)]
+        if not asked:
+            return None
         on_link = all(address == lease.address for address in asked)
         return body + option(OPTION_STATUS, struct.pack("!H", 0 if on_link else STATUS_NOT_ON_LINK))
     for code, value in options:
+        if len(body) > REPLY_MAX:
+            break
         if code == OPTION_IA_NA and len(value) >= 12:
             given = option(OPTION_ADDRESS, lease.address + struct.pack("!II", FOREVER, FOREVER))
-            for other in _addresses(value):
+            for other in _addresses(value)[:ADDRESSES_MAX]:
                 if other[:16] != lease.address and kind in (RENEW, REBIND):
                     given += option(OPTION_ADDRESS, other[:16] + bytes(8))
             body += option(OPTION_IA_NA, value[:4] + struct.pack("!II", FOREVER, FOREVER) + given)
     if lease.dns:
         body += option(OPTION_DNS, b"".join(lease.dns))
     if lease.search:
-        body += option(OPTION_SEARCH, b"".join(domain_name(name) for name in lease.search))
+        body += option(OPTION_SEARCH, domain_names(lease.search, REPLY_MAX))
     if lease.fqdn:
         # RFC 4704: the client updates nothing, nor does the server
         body += option(OPTION_FQDN, bytes((0x04,)) + domain_name(lease.fqdn))

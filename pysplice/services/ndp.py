@@ -7,7 +7,7 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
-from .dhcp import domain_name
+from .dhcp import domain_names
 from .icmp import checksum, icmpv6_packet
 
 ROUTER_SOLICITATION = 133
@@ -27,6 +27,7 @@ UNSPECIFIED = bytes(16)
 
 ROUTER_LIFETIME = 65535
 MANAGED = 0x80
+SEARCH_BYTES_MAX = 800  # what fits into a packet of 1280 bytes, and an option
 
 # Solicitations have an option or two; longer ones only cost time
 SOLICITATION_MAX = 1024
@@ -120,7 +121,7 @@ def advertisement(router: Router) -> bytes:
         message += struct.pack("!BBHI", OPTION_RDNSS, 1 + 2 * len(router.dns), 0, FOREVER)
         message += b"".join(router.dns)
     if router.search:
-        names = b"".join(domain_name(name) for name in router.search)
+        names = domain_names(router.search, SEARCH_BYTES_MAX)
         names += bytes(-len(names) % 8)
         message += struct.pack("!BBHI", OPTION_DNSSL, 1 + len(names) // 8, 0, FOREVER) + names
     return message + bytes((OPTION_SOURCE_MAC, 1)) + router.mac

@@ -4,6 +4,7 @@ Owns nothing.  Imports config.py.
 """
 
 import ipaddress
+import re
 from typing import NamedTuple
 
 from ..config import Config, ConfigError, IPAddress, parse_name
@@ -27,12 +28,15 @@ def parse(text: str) -> tuple[list[IPAddress], list[str]]:
     servers: list[IPAddress] = []
     search: list[str] = []
     for line in text.splitlines():
-        words = line.split()
+        words = re.split(r"[#;]", line)[0].split()
         if len(words) >= 2 and words[0] == "nameserver":
             try:
-                servers.append(ipaddress.ip_address(words[1].partition("%")[0]))
+                server = ipaddress.ip_address(words[1].partition("%")[0])
             except ValueError:
                 continue
+            mapped = server.ipv4_mapped if server.version == 6 else None
+            if not (server.is_unspecified or server.is_multicast or mapped):
+                servers.append(server)
         elif words[:1] in (["search"], ["domain"]):
             search = words[1:]
     return servers, search
@@ -55,7 +59,8 @@ def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
     enabled = [4] * config.ipv4 + [6] * config.ipv6
     servers = [server for server in servers if server.version in enabled]
     hosts = {server.version: server for server in reversed(servers)}
-    hosts |= {server.version: server for server in config.dns_host}
+    chosen = {server.version: server for server in config.dns_host}
+    hosts |= chosen
 
     forward: dict[bytes, str] = {}
     told: list[IPAddress] = []
@@ -64,11 +69,11 @@ def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
         if server.is_loopback:
             if mapped is None:
                 continue
-            forward.setdefault(mapped.packed, str(hosts[server.version]))
+            forward.setdefault(mapped.packed, str(chosen.get(server.version, server)))
             told.append(mapped)
         else:
             if server == mapped:
-                forward.setdefault(server.packed, str(hosts[server.version]))
+                forward.setdefault(server.packed, str(chosen.get(server.version, server)))
             told.append(server)
     for address in config.dns_forward:
         host = hosts.get(address.version)

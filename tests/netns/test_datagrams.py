@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import time
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -510,3 +511,129 @@ def test_an_error_quotes_what_the_guest_has_sent(served):
         assert (inner.src, inner.dst, inner.dport) == (served.HOST4, served.REMOTE4, port)
         assert inner.sport == client.getsockname()[1]
     sniffer.close()
+
+
+# What once was wrong
+
+
+def test_a_guest_that_changes_its_mac(forwarded):
+    with bound(forwarded.remote, forwarded.REMOTE4) as server, asking(forwarded, 4, server) as client:
+        for address in ("02:00:00:00:00:77", "02:00:00:00:00:78"):
+            client.send(b"x")
+            _, peer = server.recvfrom(10)
+            forwarded.guest.run("ip", "link", "set", "tap0", "address", address)
+            client.send(b"y")
+            server.recvfrom(10)
+            server.sendto(b"z", peer)
+            assert client.recv(10) == b"z"
+
+
+def test_two_flows_stay_two_on_the_host(world):
+    """Two addresses of the guest's from one port to one server, and two names for one server."""
+    world.pysplice("--config-net", *NONE, "--dns-forward", "169.254.1.1", "--dns-host", "127.0.0.1")
+    world.guest.run("ip", "addr", "add", "10.99.0.3/24", "dev", "tap0")
+    with bound(world.remote, world.REMOTE4) as server:
+        one, other = bound(world.guest, world.HOST4, 5000), bound(world.guest, "10.99.0.3", 5000)
+        for round_ in range(3):
+            for name, client in ((b"a", one), (b"b", other)):
+                client.sendto(name, server.getsockname())
+                got, peer = server.recvfrom(10)
+                server.sendto(b"for " + got, peer)
+                assert client.recv(10) == b"for " + name, round_
+        one.close()
+        other.close()
+    with bound(world.host, "127.0.0.1", 53) as server, bound(world.guest, world.HOST4) as client:
+        for address in (world.GATEWAY4, "169.254.1.1") * 3:
+            client.sendto(b"x", (address, 53))
+            _, peer = server.recvfrom(10)
+            server.sendto(b"y", peer)
+            assert client.recvfrom(10)[1][0] == address
+
+
+def test_one_client_to_several_ports_of_one_server(world):
+    """The answer comes from where the question went, by the tap and by the short cut."""
+    world.pysplice("--config-net", *NONE, "-u", "5353:53,5354:53")
+    world.host.run("ip", "addr", "add", "10.99.0.9/24", "dev", "veth0")
+    with bound(world.guest, "0.0.0.0", 53) as server:
+        for namespace, local, addresses in (
+            (world.remote, world.REMOTE4, (world.HOST4, "10.99.0.9")),
+            (world.host, "127.0.0.1", ("127.0.0.1", "127.0.0.9")),
+        ):
+            with bound(namespace, local) as client:
+                for target in [(address, port) for address in addresses for port in (5353, 5354)] * 3:
+                    client.sendto(b"x", target)
+                    _, peer = server.recvfrom(10)
+                    server.sendto(b"y", peer)
+                    assert client.recvfrom(10)[1] == target
+
+
+def test_a_client_at_another_address_of_the_host(world):
+    """The guest has a copy of that address too: it could not answer it."""
+    world.host.run("ip", "addr", "add", "10.99.0.3/24", "dev", "veth0")
+    world.pysplice("--config-net", *NONE, "-u", "5353:53")
+    with bound(world.guest, "0.0.0.0", 53) as server:
+        with bound(world.host, "10.99.0.3") as client:
+            client.sendto(b"x", (world.HOST4, 5353))
+            got, peer = server.recvfrom(10)
+            assert (got, peer[0]) == (b"x", world.GATEWAY4)
+            server.sendto(b"y", peer)
+            assert client.recvfrom(10)[1] == (world.HOST4, 5353)
+
+
+def test_host_unreachable_reaches_the_socket(served):
+    """Also where the host itself says so, whose address is the guest's."""
+    with served.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        client.connect(("10.99.0.78", 9))
+        client.send(b"x")
+
+        def error():
+            try:
+                return client.recvmsg(2000, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)[1]
+            except BlockingIOError:
+                return None
+
+        ancillary = until(error, 8)
+        number, origin, kind, code = struct.unpack_from("=IBBB", ancillary[0][2])
+        assert (number, origin, kind, code) == (errno.EHOSTUNREACH, 2, 3, 1)
+
+
+def test_a_link_local_client(forwarded):
+    with bound(forwarded.guest, "::", 53) as server:
+        link_local = re.search(
+            r"fe80::\S+(?=/)", forwarded.remote.run("ip", "-6", "addr", "show", "veth1").stdout
+        )[0]
+        host = re.search(r"fe80::\S+(?=/)", forwarded.host.run("ip", "-6", "addr", "show", "veth0").stdout)[
+            0
+        ]
+        index = int(forwarded.remote.run("ip", "-o", "link", "show", "veth1").stdout.split(":")[0])
+        time.sleep(2)  # duplicate address detection
+        with forwarded.remote.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+            client.settimeout(5)
+            client.sendto(b"x", (host, 5353, 0, index))
+            got, peer = server.recvfrom(10)
+            assert peer[0].partition("%")[0] == link_local
+            server.sendto(b"y", peer)
+            assert client.recvfrom(10)[1][1] == 5353
+
+
+def test_a_burst_over_a_short_cut_that_is_not_there_yet(forwarded):
+    with bound(forwarded.guest, "0.0.0.0", 53) as server, bound(forwarded.host, "127.0.0.1") as client:
+        for i in range(150):
+            client.sendto(b"%d" % i, ("127.0.0.1", 5353))
+        assert [server.recv(10) for _ in range(150)] == [b"%d" % i for i in range(150)]
+
+
+def test_one_version_only_whatever_the_frame_says(world):
+    """IPv4 in a frame of another type is nobody's."""
+    world.pysplice("--config-net", *NONE, "-6")
+    tap = world.guest.call(raw_socket)
+    with bound(world.remote, world.REMOTE4) as server:
+        datagram = UDP(sport=5000, dport=server.getsockname()[1]) / bytes(2000)
+        for part in pieces(4, world.HOST4, world.REMOTE4, datagram):
+            for kind in (b"\x08\x00", b"\x12\x34", b"\x86\xdd"):
+                tap.send(part[:12] + kind + part[14:])
+        server.settimeout(0.7)
+        with pytest.raises(TimeoutError):
+            server.recv(10)
+    tap.close()

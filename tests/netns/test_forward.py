@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -546,3 +547,134 @@ def test_more_ports_than_descriptors(world):
         process.wait(10)
         assert "ports are left out for want of descriptors" in process.stderr.read()
         stop(process)
+
+
+# What once was wrong
+
+
+@pytest.mark.parametrize("size", (10, 100_000))
+@pytest.mark.parametrize("way", ("in", "out"))
+def test_what_was_said_before_a_reset_arrives(world, size, way):
+    """A server that answers and closes without having read all (413, say) resets: its answer comes first."""
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "-T", "8080:80")
+    here, there = (world.host, world.guest) if way == "in" else (world.guest, world.host)
+    with there.listen("0.0.0.0" if way == "in" else "127.0.0.1", 80) as listener:
+        for _ in range(10):
+            with here.connect("127.0.0.1", 8080) as client:
+                client.sendall(b"more than anybody reads" * 1000)
+                server, _ = accept(listener)
+                server.recv(10)
+                server.sendall(b"x" * size)
+                server.close()
+                got = b""
+                with pytest.raises(ConnectionResetError):
+                    while part := client.recv(65536):
+                        got += part
+                assert got == b"x" * size
+
+
+@pytest.mark.parametrize("first", ("client", "server"))
+def test_urgent_data_takes_the_short_cut_too(forwarded, first):
+    with forwarded.guest.listen("0.0.0.0", 80) as listener:
+        client = forwarded.host.connect("127.0.0.1", 8080)
+        server, _ = accept(listener)
+        with client, server:
+            one, other = (client, server) if first == "client" else (server, client)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            for _ in range(3):
+                one.sendall(b"before")
+                one.send(b"!", socket.MSG_OOB)
+                one.sendall(b"after")
+                got = b""
+                while len(got) < 12:
+                    got += other.recv(100)
+                assert got == b"before!after"
+            one.send(b"?", socket.MSG_OOB)
+            one.close()
+            assert other.recv(10) == b"?" and other.recv(10) == b""
+
+
+def test_clients_that_wait_leave_room_to_others(forwarded):
+    """The guest drops what comes to a port: a thousand clients wait for it, and hold nobody else up."""
+    forwarded.guest.run("ip", "route", "add", "blackhole", f"{forwarded.GATEWAY4}/32")
+    clients = []
+    for _ in range(1100):
+        sock = forwarded.remote.socket()
+        sock.bind((forwarded.GATEWAY4, 0))
+        sock.connect((forwarded.HOST4, 8080))
+        clients.append(sock)
+    with forwarded.remote.listen(forwarded.REMOTE4) as listener:
+        with forwarded.guest.connect(forwarded.REMOTE4, listener.getsockname()[1]):
+            accept(listener)[0].close()
+    with forwarded.guest.listen("0.0.0.0", 80) as listener:
+        with forwarded.remote.connect(forwarded.HOST4, 8080), accept(listener)[0]:
+            pass
+    for sock in clients:
+        sock.close()
+
+
+def test_with_children_ignored_by_whoever_starts_us(world):
+    process = subprocess.run(
+        world.host.enter(*PYSPLICE, "--", "sh", "-c", "exit 5"),
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        timeout=20,
+    )
+    assert process.returncode == 5
+
+
+def test_relative_paths_in_the_background(world, tmp_path):
+    """Sockets are where they were asked for, and go away from there."""
+    pid = tmp_path / "pid"
+    words = (
+        "-c",
+        "ctl.sock",
+        "-t",
+        "unix:web.sock:80",
+        *NONE[2:],
+        "-P",
+        str(pid),
+        "--netns",
+        world.guest.path,
+    )
+    world.host.run(*PYSPLICE, *words, cwd=tmp_path)
+    assert (tmp_path / "ctl.sock").is_socket() and (tmp_path / "web.sock").is_socket()
+    (tmp_path / "web.sock").unlink()
+    (tmp_path / "web.sock").write_text("somebody else's")
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    until(lambda: not (tmp_path / "ctl.sock").exists())
+    assert (tmp_path / "web.sock").read_text() == "somebody else's"
+
+
+@pytest.mark.parametrize(
+    "words", (("add", "-u", "9000"), ("add", "-t", "[::1]/9000"), ("add", "-t", "unix:/a\\u0000b:1"))
+)
+def test_what_is_switched_off_stays_off(world, tmp_path, words):
+    path = tmp_path / "control"
+    world.pysplice("--config-net", "-4", "--no-udp", *NONE[:2], "-T", "none", "-c", str(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(path))
+        client.sendall(f'{{"do": "{words[0]}", "option": "{words[1]}", "ports": "{words[2]}"}}\n'.encode())
+        assert b'"ok": false' in client.recv(1000)
+        client.sendall(b"[" * 60000 + b"\n")
+        assert b'"ok": false' in client.recv(1000)
+
+
+def test_all_ports_later_on(world, tmp_path):
+    """They are opened by and by, and others go on meanwhile."""
+    path = tmp_path / "control"
+    world.pysplice("--config-net", *NONE, "-c", str(path))
+    with world.host.listen("127.0.0.1", 3000) as listener:
+        assert ctl(path, "add", "-T", "2000-4000").returncode == 0
+        with world.guest.connect("127.0.0.1", 3000), accept(listener)[0]:
+            pass
+        assert ctl(path, "del", "-T", "2000-4000").returncode == 0
+        assert ctl(path, "add", "-t", "all,~5000-65535").returncode == 0
+        until(lambda: open_to(world.remote, world.HOST4, 4999), 20)
+
+
+@pytest.mark.parametrize("option", ("-l", "-p", "-P"))
+def test_a_full_disk(world, option):
+    result = world.host.run(*PYSPLICE, option, "/dev/full", *NONE, "--", "true", check=False)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "No space left on device" in result.stderr
