@@ -19,12 +19,10 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import compare_pasta
-
-HERE = Path(__file__).resolve()
 PORT = 5002
 BLOCK = 1 << 20
 
@@ -75,9 +73,9 @@ def send(port: int, size: int, hashed: bool) -> float:
     return size * 8 / seconds / 1e9
 
 
-def run(command: str, port: int, size: int, hashed: bool) -> float:
-    """One stream through a peer."""
-    server = [sys.executable, str(HERE), "--serve", str(port), *(["--hash"] if hashed else [])]
+def run(command: str, program: Path, port: int, size: int, hashed: bool) -> float:
+    """One stream through a peer, to a server that `program` is."""
+    server = ["python3", str(program), "--serve", str(port), *(["--hash"] if hashed else [])]
     process = subprocess.Popen(
         [*shlex.split(command.format(port=port)), *server], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -107,27 +105,41 @@ def main() -> None:
     if args.serve:
         serve(args.serve, args.hash)
         return
+    # The server needs nothing of this; and where it runs there may be nothing of this
+    import compare_pasta
+
+    root = compare_pasta.isolate()
     options = "--config-net -t {port} -u none -T none -U none --"
     peers = {"direct": "", "pysplice": f"{sys.executable} -m pysplice {options}"}
     if shutil.which("pasta"):
-        peers["pasta"] = f"pasta -q {options}"
+        # It will not be root
+        drop = "setpriv --reuid 65534 --regid 65534 --clear-groups " if root else ""
+        peers["pasta"] = f"{drop}pasta -q {options}"
     for text in args.peer:
         name, _, command = text.partition("=")
         peers[name] = command
-    compare_pasta.isolate()
     compare_pasta.sh("ip", "link", "set", "lo", "up")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    program = folder / "loopback.py"
+    shutil.copy(__file__, program)
     results: dict[str, list[float]] = {name: [] for name in peers}
     for number in range(args.rounds):
         for offset, (name, command) in enumerate(peers.items()):
             try:
                 rate = run(
-                    command, PORT + number * len(peers) + offset, int(args.gib * (1 << 30)), args.hash
+                    command,
+                    program,
+                    PORT + number * len(peers) + offset,
+                    int(args.gib * (1 << 30)),
+                    args.hash,
                 )
             except (OSError, ValueError, subprocess.TimeoutExpired) as e:
                 print(f"{name}: {e}", flush=True)
                 continue
             results[name].append(rate)
             print(f"{name}: {rate:.1f} Gbit/s{', hashes equal' if args.hash else ''}", flush=True)
+    shutil.rmtree(folder)
     print()
     for name, rates in results.items():
         if rates:

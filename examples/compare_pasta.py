@@ -314,11 +314,12 @@ def default_peers(root: bool) -> dict[str, str]:
         [python, "-m", "pysplice", "--version"], capture_output=True, cwd=HERE.parent
     ).returncode:
         sys.exit("pysplice is not installed: run examples/quickstart first")
-    peers = {"direct": "", "pysplice": f"{python} -m pysplice --config-net -m {{mtu}} --"}
+    none = "-t none -u none -T none -U none --"
+    peers = {"direct": "", "pysplice": f"{python} -m pysplice --config-net -m {{mtu}} {none}"}
     if shutil.which("pasta"):
         # It will not be root: as root we run it as nobody
         drop = "setpriv --reuid 65534 --regid 65534 --clear-groups " if root else ""
-        peers["pasta"] = drop + "pasta -q --config-net -m {mtu} -t none -u none -T none -U none --"
+        peers["pasta"] = f"{drop}pasta -q --config-net -m {{mtu}} {none}"
     if shutil.which("slirp4netns"):
         peers["slirp4netns"] = "slirp4netns --configure --enable-ipv6 --mtu={mtu} {pid} tap0"
     return peers

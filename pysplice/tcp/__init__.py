@@ -19,8 +19,8 @@ Facts instead of states
 -----------------------
 What is known about a connection is a set of facts that only grows: ``TAP_SYN_RCVD``, ``SOCK_CONNECTED``,
 ``TAP_SYN_ACK_SENT``, ``ESTABLISHED``; then, for each direction by itself, ``TAP_FIN_RCVD`` and ``SOCK_FIN_SENT``,
-``SOCK_FIN_RCVD``, ``TAP_FIN_SENT`` and ``TAP_FIN_ACKED``; and ``CLOSED``.  ``REQUIRES`` and ``FORBIDS`` say what must
-and must not hold before a fact can be added, and ``learn`` refuses everything else with
+``SOCK_FIN_RCVD``, ``TAP_FIN_SENT`` and ``TAP_FIN_ACKED``; and ``CLOSED``.  ``REQUIRES``, ``ONE_OF`` and ``FORBIDS`` say
+what must and must not hold before a fact can be added, and ``learn`` refuses everything else with
 ``IllegalTransition``.  RFC 9293's states are combinations of these: guest in FIN-WAIT-2 is ``TAP_FIN_RCVD``
 without ``SOCK_FIN_RCVD``, for instance.
 
@@ -30,6 +30,11 @@ The guest's SYN makes a socket and starts connect().  The guest gets its SYN-ACK
 when, the connection stands on the host; a refusal becomes a RST, an unreachable network the ICMP error that
 says so (``unreachable``), and a SYN that nobody answered stays without answer.  So connect() in the guest
 ends as it would have ended on the host.  The SYN-ACK is repeated while ``SYN_ACK_RETRIES`` last.
+
+A connection that comes from the host goes the other way round: it stands there already (accept() has it), so
+it begins with ``SOCK_CONNECTED``, and ``open`` asks the guest with a SYN (``TAP_SYN_SENT``).  The guest's SYN-ACK is
+acknowledged and brings what the client has said meanwhile; a RST, or silence while the same retries last, resets
+the client.  What the first window and the scale say is decided in the same place for both (``_first_window``).
 
 From the guest to the host
 --------------------------

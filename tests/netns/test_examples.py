@@ -75,3 +75,11 @@ def test_what_the_laboratory_refuses(words, message):
     result = example("window_lab.py", *words)
     assert result.returncode
     assert message in result.stderr
+
+
+def test_compare_loopback(isolated):
+    result = example("compare_loopback.py", "--gib", "0.25", "--rounds", "1", "--hash")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("direct", "pysplice"):
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name}:")]
+        assert "hashes equal" in line
