@@ -33,7 +33,7 @@ from .ports import GUEST, OPTIONS, TCP, UDP, Rule
 from .services import ndp
 from .services.desk import Desk
 from .splice import Splices
-from .tap import TapDevice
+from .tap import TapDevice, TapEnd
 from .tcp import small_queue
 from .tcp.doors import ACK, FIN, PSH, RST, SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
@@ -51,6 +51,7 @@ LAST_BATCHES = 16
 
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
 SHOWN_MAX = 500
+NEIGHBOURS_MAX = 1024
 FLAG_NAMES = {SYN: "S", FIN: "F", RST: "R", PSH: "P", ACK: "A"}
 
 
@@ -128,6 +129,7 @@ class Proxy:
         self._scanning = False
         self._control: Control | None = None
         self._counts = ""
+        self._neighbours: dict[bytes, bytes] = {}  # the guest's: address to MAC
 
     def control(self, listener: UnixListener) -> None:
         """Take requests on a UNIX socket."""
@@ -461,11 +463,32 @@ class Proxy:
         reply = self.desk.answer(frame)
         if reply is not None:
             if not frame[6] & 1:
-                self.tap.guest_mac = frame[6:12]
+                self._meet(frame[6:12], self.desk.asker(frame))
             self.tap.emit_frame(reply)
         elif self._enabled(frame[12:14], frame[14:15]):
             self.datagrams.on_packet(frame, now)
             self._expire_later()
+
+    def _meet(self, mac: bytes, address: bytes) -> None:
+        """Somebody in the guest asks for a neighbour: its connections go where it is now."""
+        assert self.tap is not None
+        self.tap.guest_mac = mac
+        before = self._neighbours.get(address)
+        if not address or before == mac:
+            return
+        if len(self._neighbours) >= NEIGHBOURS_MAX:
+            self._neighbours.clear()
+        self._neighbours[address] = mac
+        if before is not None:
+            size = len(address)
+            for flow in self.flows.all():
+                end = flow.connection.tap
+                if (
+                    flow.key.startswith(address)
+                    and len(flow.key) == 2 * size + 4
+                    and isinstance(end, TapEnd)
+                ):
+                    end.move(mac)
 
     def _enabled(self, ethertype: bytes, first: bytes) -> bool:
         """True for an IP packet of a version that is served, by what its frame and itself say."""

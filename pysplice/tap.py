@@ -117,6 +117,10 @@ class TapEnd:
         self._emit_data = tap.emit_data
         self._unreachable = unreachable
 
+    def move(self, guest_mac: bytes) -> None:
+        """The guest has another MAC address."""
+        self._template = guest_mac + self._template[6:]
+
     def segment(self, seq: int, ack: int, window: int, flags: int) -> int:
         return self._emit(self._template, seq, ack, window, flags, b"")
 

@@ -32,6 +32,13 @@ class Desk(NamedTuple):
             return key[4:8] == self.dhcp.gateway
         return self.dhcpv6 is not None and key[-4:] == DHCPV6_PORTS and key[16:32] == self.dhcpv6.source
 
+    def asker(self, frame: bytes) -> bytes:
+        """The packed address of who sent a frame that was answered; empty where it does not say."""
+        if frame[12:14] == b"\x08\x06":
+            return frame[28:32]
+        source = frame[22:38]
+        return source if frame[12:14] == b"\x86\xdd" and any(source) else b""
+
     def answer(self, frame: bytes) -> bytes | None:
         """The reply to an Ethernet frame that is neither TCP nor a datagram for a host, or None."""
         ethertype, packet = frame[12:14], frame[14:]

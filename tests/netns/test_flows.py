@@ -289,3 +289,17 @@ def test_parallel_downloads(served):
         accepting.result()
         for sock in socks:
             sock.close()
+
+
+@BOTH
+def test_a_guest_that_changes_its_mac(world, version):
+    """Its connections follow, once it has asked for a neighbour again."""
+    world.pysplice("--config-net")
+    guest, remote = pair(world, version)
+    with guest, remote:
+        for address in ("02:00:00:00:00:77", "02:00:00:00:00:78"):
+            world.guest.run("ip", "link", "set", "tap0", "address", address)
+            guest.sendall(b"here I am")
+            assert exactly(remote, 9) == b"here I am"
+            remote.sendall(b"so I see")
+            assert exactly(guest, 8) == b"so I see"
