@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +18,7 @@ from scapy.packet import raw
 
 from pysplice.datagram import udp
 
+from ..support.namespaces import stop
 from .test_forward import NONE, host_of, loopback, until
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
@@ -223,18 +226,40 @@ def test_multicast_and_broadcast_are_left_alone(served):
 # Time-outs and bounds
 
 
-def test_flows_are_forgotten(world, monkeypatch):
-    """After 30 seconds, or 120 once there was an answer, unless the kernel's conntrack says otherwise."""
-    folder = "/proc/sys/net/netfilter"
-    if not os.path.exists(folder):
+def test_flows_are_forgotten(world, tmp_path):
+    """After 30 seconds without an answer, unless the kernel's conntrack says otherwise; here it is 2."""
+    if not os.path.exists("/proc/sys/net/netfilter/nf_conntrack_udp_timeout"):
         assert udp.timeouts() == (30.0, 120.0)
-    process = world.pysplice("--config-net", *NONE)
-    with bound(world.remote, world.REMOTE4) as server, asking(world, 4, server) as client:
-        before = len(os.listdir(f"/proc/{process.pid}/fd"))
-        client.send(b"x")
-        server.recv(10)
-        assert len(os.listdir(f"/proc/{process.pid}/fd")) == before + 1
-        until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) == before, 40)
+    code = (
+        "import pysplice.datagram.udp as udp; udp.CONNTRACK = '/no/such/file'; udp.TIMEOUT = 2.0\n"
+        "from pysplice.__main__ import main; main()"
+    )
+    pid = tmp_path / "pid"
+    process = world.host.spawn(
+        *(
+            sys.executable,
+            "-c",
+            code,
+            "-f",
+            "--config-net",
+            *NONE,
+            "--netns",
+            world.guest.path,
+            "-P",
+            str(pid),
+        ),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: pid.exists() and pid.read_text())
+        with bound(world.remote, world.REMOTE4) as server, asking(world, 4, server) as client:
+            before = len(os.listdir(f"/proc/{process.pid}/fd"))
+            client.send(b"x")
+            server.recv(10)
+            assert len(os.listdir(f"/proc/{process.pid}/fd")) == before + 1
+            until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) == before, 8)
+    finally:
+        stop(process)
 
 
 # Forwarded ports

@@ -95,6 +95,13 @@ def connect(namespace, address, port, seconds=1.5):
 
 def connection(peer, way, version):
     """A connection between guest and the other end: (guest's end, other's end)."""
+    ends = _connection(peer, way, version)
+    for end in ends:
+        end.settimeout(1.5)
+    return ends
+
+
+def _connection(peer, way, version):
     world = peer.world
     if way == "out":
         with world.remote.listen(world.remote_address(version)) as listener:
@@ -230,7 +237,7 @@ SCENARIOS = {
     **{f"refused, IPv{v}": (lambda p, v: connect(p.world.guest, p.world.remote_address(v), 9), v) for v in BOTH},
     "unreachable": (lambda p: connect(p.world.guest, "198.51.100.1", 9),),
     "prohibited": (lambda p: connect(p.world.guest, "203.0.113.1", 9),),
-    "nobody there": (lambda p: connect(p.world.guest, "10.99.0.77", 9, 5),),
+    "nobody there": (lambda p: connect(p.world.guest, "10.99.0.77", 9, 4),),
     **{f"half-close {w}, {e} first, IPv{v}": (half_close, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
     **{f"reset {w}, by {e}, IPv{v}": (reset, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
     **{f"nobody listens {w}, IPv{v}": (nobody_listens, w, v) for w in ("in", "short cut") for v in BOTH},

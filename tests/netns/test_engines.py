@@ -500,11 +500,11 @@ def test_without_the_process_in_the_namespace(world):
         server, _ = accept(listener)
         with client, server:
             transfer(client, server, 1, 1 << 20)
-        for _ in range(40):
+        for _ in range(24):
             # As many as were made in advance, then resets
             with contextlib.suppress(OSError), world.host.connect("127.0.0.1", 8080) as client:
                 client.sendall(b"x")
-                listener.settimeout(0.5)
+                listener.settimeout(0.2)
                 listener.accept()[0].close()
         with world.remote.connect(world.HOST4, 8080), accept(listener)[0]:
             pass
