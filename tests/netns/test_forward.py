@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ..support.namespaces import PYSPLICE, run, stop
+from ..support.namespaces import PYSPLICE, ImpairedWorld, run, stop
 from ..support.transfer import Background, transfer
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
@@ -678,3 +678,34 @@ def test_a_full_disk(world, option):
     result = world.host.run(*PYSPLICE, option, "/dev/full", *NONE, "--", "true", check=False)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "mtu"), ((4, "576"), (4, "1280"), (6, "1280"), (4, "9000"), (6, "9000"))
+)
+def test_other_mtus(world, mtu, version):
+    """Both directions of a published port at MTUs that are not ours to choose."""
+    world.pysplice("--config-net", "-m", mtu, *NONE, "-t", "8080:80")
+    with world.guest.listen(any_of(version), 80) as listener:
+        client = world.remote.connect(host_of(world, version), 8080)
+        server, _ = accept(listener)
+        with client, server:
+            up = Background(transfer, client, server, 1, 4 << 20)
+            down = Background(transfer, server, client, 2, 4 << 20)
+            up.result()
+            down.result()
+
+
+@BOTH
+def test_clients_over_a_bad_path(isolated, version):
+    """Loss, reordering and delay between the client and us."""
+    with ImpairedWorld("--delay", "10", "--loss", "1", "--reorder", "1") as world:
+        world.pysplice("--config-net", *NONE, "-t", "8080:80")
+        with world.guest.listen(any_of(version), 80) as listener:
+            client = world.remote.connect(host_of(world, version), 8080)
+            server, _ = accept(listener)
+            with client, server:
+                up = Background(transfer, client, server, 1, 4 << 20)
+                down = Background(transfer, server, client, 2, 4 << 20)
+                up.result()
+                down.result()
