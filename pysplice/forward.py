@@ -384,7 +384,7 @@ class Forward:
                     # UDP's follow TCP's too, as pasta has it
                     bound |= self._bound(other, UDP, seen)
             except OSError as e:
-                self._warn_once(f"cannot read the ports of the {other}: {e.strerror}")
+                self._warn_once(f"cannot read the ports of the {other}: {e.strerror or e}")
                 return
             self._follow(rule, bound & ~self._ours[other, rule.protocol])
 

@@ -16,6 +16,7 @@ PR_CAPBSET_DROP = 24
 CAP_LAST = 63
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_BIND_SERVICE = 10
+CAP_SETUID = 7
 PR_SET_KEEPCAPS = 8
 PR_SET_DUMPABLE = 4
 FD_MAX = 2**31 - 1
@@ -92,6 +93,8 @@ def user_to_become(runas: str) -> tuple[int, int] | None:
         raise ConfigError(f"no such user or group: '{runas}'") from None
     if not 0 <= uid < 2**32 - 1 or not 0 <= gid < 2**32 - 1:
         raise ConfigError(f"no such user or group: '{runas}'")
+    if (uid, gid) != (os.geteuid(), os.getegid()) and not _permitted() >> CAP_SETUID & 1:
+        raise ConfigError(f"cannot become user {uid}, group {gid}: it takes CAP_SETUID")
     return uid, gid
 
 

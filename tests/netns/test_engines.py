@@ -509,3 +509,13 @@ def test_without_the_process_in_the_namespace(world):
         with world.remote.connect(world.HOST4, 8080), accept(listener)[0]:
             pass
     assert process.poll() is None
+
+
+def test_somebody_else_takes_privileges(world):
+    code = (
+        "import os, sys; from pysplice.setup import isolation; isolation.drop_privileges(); "
+        "sys.argv[1:] = ['--runas', '5', '--', 'true']; from pysplice.__main__ import main; main()"
+    )
+    result = world.host.run(sys.executable, "-c", code, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "pysplice: cannot become user 5, group 5: it takes CAP_SETUID\n"
