@@ -109,6 +109,8 @@ class Inside:
     """Asks the process in the namespace.  Nothing here waits for it but `fetch`."""
 
     def __init__(self, control: socket.socket) -> None:
+        # socket.recv_fds() of Python 3.11 takes flags and forgets them
+        control.setblocking(False)
         self._control = control
         self._tag = 0
         self._gone = False
@@ -147,11 +149,11 @@ class Inside:
         """The process has answered; raises ConnectionError once it is gone."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._answer(socket.MSG_DONTWAIT)
+                self._answer()
 
-    def _answer(self, flags: int) -> None:
+    def _answer(self) -> None:
         try:
-            message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX, flags)
+            message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_MAX, FDS_MAX)
         except ConnectionError:
             message, fds = b"", []  # it died with requests unread
         socks = [socket.socket(fileno=fd) for fd in fds]
@@ -178,7 +180,7 @@ class Inside:
             if not poll.poll(FETCH_TIMEOUT * 1000):
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             with contextlib.suppress(BlockingIOError):
-                self._answer(socket.MSG_DONTWAIT)
+                self._answer()
         socks, error = result[0]
         if error:
             raise OSError(error, os.strerror(error))

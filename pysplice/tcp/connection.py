@@ -229,8 +229,6 @@ class Connection(Transfer):
         elif flags & SYN and flags & ACK:
             self._syn_from_tap(run)
             self._established(run)
-            # What the client has said since was reported once, when nobody could take it
-            self.host_readable = True
             self._ack()
             self._pump(now)
 

@@ -516,7 +516,7 @@ def test_nonsense_on_the_control_socket(world, tmp_path):
 
 def test_what_is_added_goes_before_what_follows(world, tmp_path):
     path = tmp_path / "control"
-    world.pysplice("--config-net", "-u", "none", "-T", "none", "-U", "none", "-c", str(path))
+    process = world.pysplice("--config-net", "-u", "none", "-T", "none", "-U", "none", "-c", str(path))
     with world.guest.listen("0.0.0.0", 8400), world.guest.listen("0.0.0.0", 84) as other:
         until(lambda: open_to(world.remote, world.HOST4, 8400), 4)
         assert ctl(path, "add", "-t", "8400:84").returncode == 0
@@ -527,6 +527,9 @@ def test_what_is_added_goes_before_what_follows(world, tmp_path):
         assert shown.count("port 8400") == 1
         assert ctl(path, "del", "-t", "8400:84").returncode == 0
         until(lambda: open_to(world.remote, world.HOST4, 8400), 4)
+    process.terminate()
+    process.wait(10)
+    assert "cannot follow" not in process.stderr.read()
 
 
 def test_more_ports_than_descriptors(world):
