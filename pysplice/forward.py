@@ -1,7 +1,7 @@
 """Listeners and port policy: who may be born from the other side.
 
 Owns every listening socket, on the host and in the guest's namespace, and the epoll instance that watches them.
-Imports `ports`, `inside`, `translate`, `config` and `_cext`.  What becomes of a client is for proxy.py to say.
+Imports `ports`, `inside`, `translate`, `unix`, `config` and `_cext`.  What becomes of a client is for proxy.py to say.
 
 With `auto`, a port is open here while somebody listens on its target over there.  That is asked of the kernel
 (sock_diag) once a second, as one bit for each port, so a scan costs the same for any number of rules.

@@ -111,14 +111,14 @@ class Splices:
             splice = self._by_fd.get(fd)
             if splice is None:
                 continue
+            mine = splice.directions[fd != splice.client.fileno()]
+            if ready & select.EPOLLPRI:
+                # It is said once, maybe before there is anybody to pass it on to
+                mine.urgent = True
             if splice.state == CONNECTING:
                 self._look(splice, fd)
-            elif ready & (select.EPOLLPRI | select.EPOLLERR):
-                mine = splice.directions[fd != splice.client.fileno()]
-                if ready & select.EPOLLPRI:
-                    mine.urgent = True
-                if ready & select.EPOLLERR:
-                    splice.broken = mine
+            elif ready & select.EPOLLERR:
+                splice.broken = mine
             waiting[splice] = None
         for splice in waiting:
             if splice.state == OPEN:

@@ -1,7 +1,7 @@
 """ICMP and ICMPv6 echo, by ping sockets (IPPROTO_ICMP, SOCK_DGRAM): one flow for each identifier.
 
-Owns its sockets and the epoll instance that watches them.  Imports `services` (packet builders), `translate`, `tap` and
-the files of this room.
+Owns its sockets and the epoll instance that watches them.  Imports `services` (packet builders), `translate`, `tap`,
+`observe` and the files of this room.
 
 The kernel writes its own identifier and checksum into a request; the guest's come back with the reply.
 """

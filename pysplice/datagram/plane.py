@@ -1,6 +1,7 @@
 """UDP, echo and fragments as one: what comes from the tap and from listeners to whom it is for.
 
-Owns the three.  Imports the files of this room, and `tap`, `translate`, `inside` and `_cext` for what it hands them.
+Owns the three.  Imports the files of this room, and `tap`, `translate`, `inside`, `observe` and `_cext` for what it
+hands them.
 """
 
 from .. import _cext

@@ -1,7 +1,7 @@
 """UDP: a connected socket for each flow, on the host for those of the tap, at both ends for the short cut.
 
 Owns the sockets of its flows and the epoll instance that watches them.  Imports `_cext`, `inside`, `translate`,
-`tap`, `services` (by errors.py) and the files of this room.
+`tap`, `observe`, `services` (by errors.py) and the files of this room.
 
 A datagram of the guest's makes a flow to where it goes.  One that arrives at a listener makes a flow from its
 sender: the flow's socket is bound to the same address and port as the listener and connected to the sender, so
@@ -36,6 +36,7 @@ FIRSTS_PER_EVENT = 64  # datagrams that a listener is asked for at a time
 PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
 DATAGRAM_MAX = 65536
 STRAYS_MAX = 256
+KEY_BYTES_MIN = 64
 ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 # What a send() may report of an earlier datagram: once told, it is over
@@ -370,7 +371,8 @@ class Udp:
         is in the namespace.
         """
         client = pack(arrival.peer[0])
-        key = name + client + arrival.local + struct.pack("!H", arrival.peer[1])
+        # Longer than a key of the guest's, which it could make up
+        key = name.ljust(KEY_BYTES_MIN) + client + arrival.local + struct.pack("!H", arrival.peer[1])
         flow = self.flows.get(key)
         if isinstance(flow, SplicedFlow):
             self.flows.touch(flow, now)

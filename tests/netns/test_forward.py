@@ -597,6 +597,22 @@ def test_urgent_data_takes_the_short_cut_too(forwarded, first):
             assert other.recv(10) == b"?" and other.recv(10) == b""
 
 
+def test_urgent_data_that_comes_at_once(forwarded):
+    """Before the other side of the short cut is connected."""
+    with forwarded.guest.listen("0.0.0.0", 80) as listener:
+        for _ in range(30):
+            with forwarded.host.connect("127.0.0.1", 8080) as client:
+                client.send(b"!", socket.MSG_OOB)
+                client.sendall(b"after")
+                server, _ = accept(listener)
+                with server:
+                    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+                    got = b""
+                    while len(got) < 6:
+                        got += server.recv(100)
+                    assert got.endswith(b"after")
+
+
 def test_clients_that_wait_leave_room_to_others(forwarded):
     """The guest drops what comes to a port: a thousand clients wait for it, and hold nobody else up."""
     forwarded.guest.run("ip", "route", "add", "blackhole", f"{forwarded.GATEWAY4}/32")
