@@ -51,6 +51,8 @@ def refused(namespace, address, port):
         namespace.connect(address, port).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # the listener closed in the middle of the handshake
     return False
 
 

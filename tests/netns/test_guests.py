@@ -39,7 +39,8 @@ def dhclient(world, tmp_path, *options):
         "dhclient", "-1", "-v", *options, "-sf", "/bin/true", "-lf", str(lease), "-pf", str(tmp_path / "pid"),
         "tap0", timeout=40,
     )  # fmt: skip
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    # What stays in the background writes its own number, after the program that was started has ended
+    os.kill(int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())), signal.SIGTERM)
     return lease.read_text()
 
 
