@@ -13,6 +13,7 @@ With --hash the hash decides the speed: it is a test that the bytes are equal, n
 import argparse
 import contextlib
 import hashlib
+import select
 import shlex
 import shutil
 import socket
@@ -25,11 +26,13 @@ from pathlib import Path
 
 PORT = 5002
 BLOCK = 1 << 20
+READY = "listening"
 
 
 def serve(port: int, hashed: bool) -> None:
     """Take one stream to its end, and answer with its length and hash."""
     with socket.create_server(("0.0.0.0", port)) as listener:
+        print(READY, flush=True)
         sock, _ = listener.accept()
     buffer = bytearray(BLOCK)
     view = memoryview(buffer)
@@ -77,10 +80,17 @@ def run(command: str, program: Path, port: int, size: int, hashed: bool) -> floa
     """One stream through a peer, to a server that `program` is."""
     server = ["python3", str(program), "--serve", str(port), *(["--hash"] if hashed else [])]
     process = subprocess.Popen(
-        [*shlex.split(command.format(port=port)), *server], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*shlex.split(command.format(port=port)), *server],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
+    assert process.stdout is not None
     try:
-        time.sleep(1)  # so that a connection meets the server, and not only the proxy
+        # A connection is to meet the server, and not only the proxy
+        if not select.select([process.stdout], [], [], 20)[0] or READY not in process.stdout.readline():
+            raise TimeoutError("the server does not start")
         result = send(port, size, hashed)
         process.wait(20)
         return result
@@ -88,8 +98,7 @@ def run(command: str, program: Path, port: int, size: int, hashed: bool) -> floa
         if process.poll() is None:
             process.terminate()
             process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+        process.stdout.close()
 
 
 def main() -> None:

@@ -171,9 +171,11 @@ class Splices:
             if not direction.urgent:
                 raise
             n = 0
-        if n or not direction.urgent:
+        if n:
             return n
-        # In the stream, as for any socket that asked for it (SO_OOBINLINE)
+        # The end, or an urgent byte: in front of that there seems to be nothing, or where a FIN came behind it
+        # the end (tcp_splice_read()).  It goes on in the stream, as for any socket that asked for it
+        # (SO_OOBINLINE).
         direction.urgent = False
         return os.write(direction.pipe[1], direction.source.recv(1))
 

@@ -592,8 +592,8 @@ def test_following_ports_costs_little(world):
     finally:
         for sock in socks:
             sock.close()
-    # About 1 ms a second; the machine is shared
-    assert (after - before) / 5 <= 0.003
+    # About 1 ms a second.  The machine is shared: this is to notice a scan that makes a line of text for each socket.
+    assert (after - before) / 5 <= 0.015
 
 
 def processor_time(pid):

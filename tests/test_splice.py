@@ -1,0 +1,71 @@
+"""The short cut without namespaces: two sockets of the host, spliced in this process."""
+
+import contextlib
+import select
+import socket
+import time
+
+import pytest
+
+from pysplice.splice import Splices
+
+
+class Deaf:
+    """An epoll that hears of urgent data only once it has been read past: what a burst can look like."""
+
+    def __init__(self, epoll):
+        self.epoll = epoll
+
+    def poll(self, timeout):
+        return [(fd, ready & ~select.EPOLLPRI) for fd, ready in self.epoll.poll(timeout)]
+
+    def __getattr__(self, name):
+        return getattr(self.epoll, name)
+
+
+@pytest.fixture
+def spliced():
+    """A client, a server, and the short cut between them."""
+    with contextlib.ExitStack() as stack:
+        outer, inner = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        client = stack.enter_context(socket.create_connection(outer.getsockname()))
+        splices = Splices(lambda: None)
+        stack.callback(splices.close)
+        accepted, _ = outer.accept()
+        accepted.setblocking(False)
+        between = socket.socket()
+        between.setblocking(False)
+        splices.start(accepted, between, inner.getsockname())
+        server, _ = inner.accept()
+        stack.enter_context(server)
+        yield splices, client, server
+
+
+def read_to_end(splices, sock):
+    """What arrives until the end, while the short cut works."""
+    sock.settimeout(0.02)
+    got, end = b"", time.monotonic() + 10
+    while time.monotonic() < end:
+        splices.on_ready()
+        with contextlib.suppress(TimeoutError):
+            part = sock.recv(65536)
+            if not part:
+                return got
+            got += part
+    raise AssertionError(f"no end after {got!r}")
+
+
+@pytest.mark.parametrize("heard", (True, False))
+@pytest.mark.parametrize("before", (b"", b"before"))
+def test_urgent_data_at_the_very_end(spliced, heard, before):
+    """splice(2) calls it the end when a FIN has come behind urgent data, whether we heard of that or not."""
+    splices, client, server = spliced
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    splices.on_ready()
+    if not heard:
+        splices.epoll = Deaf(splices.epoll)
+    if before:
+        client.sendall(before)
+    client.send(b"!", socket.MSG_OOB)
+    client.shutdown(socket.SHUT_WR)
+    assert read_to_end(splices, server) == before + b"!"
