@@ -56,16 +56,14 @@ class Connection(Transfer):
         if offset > 0 and offset >= end:
             self._ack()
             return
-        if seq.diff(run.seq, self.wnd_edge_to_tap) > 0:
+        if offset < 0 and seq.diff(run.seq, self.wnd_edge_to_tap) > 0:
             self._ack()
             return
 
-        if seq.diff(run.ack, self.seq_to_tap) > 0:
+        if not self._acknowledged(run, now):
             # RFC 9293, 3.10.7.4: it acknowledges what was never sent
             self._ack()
             return
-
-        self._acknowledged(run, now)
         if self.facts & CLOSED:
             return
         if end:
@@ -96,8 +94,7 @@ class Connection(Transfer):
             self.host_readable = not facts & SOCK_FIN_RCVD
             if ready & (URGENT | CLOSING | ERROR | HANGUP):
                 self.short_read_ends = False
-            nothing_to_read = not facts & ESTABLISHED or facts & SOCK_FIN_RCVD or self._window_left() <= 0
-            if ready & ERROR and nothing_to_read:
+            if ready & ERROR and not self._reads():
                 # Otherwise reading yields the error, behind what came before it
                 self._broken(self.host.error() or errno.ECONNRESET)
                 return
@@ -109,7 +106,7 @@ class Connection(Transfer):
             return
         if now >= self.retransmit_at:
             self._timeout(now)
-        elif now >= self._keepalive_at():
+        elif now >= self.deadline():
             self._keepalive(now)
 
     def acknowledge(self) -> None:
@@ -126,9 +123,12 @@ class Connection(Transfer):
 
     def deadline(self) -> float:
         """When on_timer() has something to do, `NEVER` if nothing is awaited."""
-        if self.facts & CLOSED:
+        facts = self.facts
+        if facts & CLOSED:
             return NEVER
-        return min(self.retransmit_at, self._keepalive_at())
+        if self.retransmit_at != NEVER or not facts & ESTABLISHED:
+            return self.retransmit_at
+        return keepalive_at(self.quiet_since)
 
     # The handshake: connect() first, SYN-ACK afterwards
 
@@ -278,11 +278,6 @@ class Connection(Transfer):
         """Ask for an acknowledgement: a segment that the guest must answer and has seen."""
         field = self._last_field()
         self.tap.segment(seq.add(self.seq_to_tap, -1), self.seq_from_tap, field, ACK)
-
-    def _keepalive_at(self) -> float:
-        if not self.facts & ESTABLISHED or self.retransmit_at != NEVER:
-            return NEVER
-        return keepalive_at(self.quiet_since)
 
     def _keepalive(self, now: float) -> None:
         """The guest was silent for long (RFC 9293, 3.8.4)."""

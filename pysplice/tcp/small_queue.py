@@ -185,12 +185,15 @@ class SmallQueue:
             return
         queueing = self._queueing
         queueing.turn(now)
+        large = self._segment // 2
         for run in runs:
+            length = run.length
+            if not length:
+                continue
             # A small frame by itself is a conversation; two at a time, or a large one, are a queue
-            if run.frames > 1 or run.length >= self._segment // 2:
-                if run.length:
-                    queueing.add(run.key)
-            elif run.length and run.key not in queueing:
+            if run.frames > 1 or length >= large:
+                queueing.add(run.key)
+            elif run.key not in queueing:
                 self._talker = run.key
                 self._talking_until = now + TALKING_SECONDS
         active = len(queueing)
@@ -210,7 +213,9 @@ class SmallQueue:
         if self.budget and room > self.budget:
             room = self.budget
         if self.frames:
-            room = min(room, self.frames * frame_bytes if frame_bytes else FIRST_BYTES)
+            most = self.frames * frame_bytes if frame_bytes else FIRST_BYTES
+            if room > most:
+                room = most
         return room
 
     def throttle(self, connection: Resumable) -> None:

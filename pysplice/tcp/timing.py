@@ -55,7 +55,8 @@ class RoundTrip:
             self.srtt += (rtt - self.srtt) / 8
         else:
             self.srtt, self.rttvar = rtt, rtt / 2
-        self.rto = min(max(self.srtt + 4 * self.rttvar, RTO_MIN), RTO_MAX)
+        rto = self.srtt + 4 * self.rttvar
+        self.rto = RTO_MIN if rto < RTO_MIN else min(rto, RTO_MAX)
 
     def expired(self) -> None:
         """Nothing arrived in time: wait twice as long (section 5.5)."""

@@ -205,9 +205,8 @@ class Transfer:
         length = min(run.length - offset, self._room_left())
         if length > 0 and not self._to_host(run.handle, offset, length):
             return
-        last = seq.add(run.seq, run.length)
         self.ack_due = True
-        if run.flags & FIN and self.seq_from_tap == last:
+        if run.flags & FIN and self.seq_from_tap == seq.add(run.seq, run.length):
             self.seq_from_tap = seq.add(self.seq_from_tap, 1)
             self._learn(TAP_FIN_RCVD)
             self._ack()
@@ -261,18 +260,17 @@ class Transfer:
         if not self.facts & ESTABLISHED or self.facts & TAP_FIN_RCVD:
             return
         left = self._room_left()
-        room = self._room()
+        room = self._room(left)
         # RFC 9293, 3.8.6.2.2: an update is worth two segments, or opens a closed window
         if room >= left + 2 * self.mss_from_tap or left < self.mss_from_tap <= room:
-            self._send_ack(room)
+            self._send_ack(room, left)
 
-    def _room(self, throttle: bool = True) -> int:
+    def _room(self, left: int, throttle: bool = True) -> int:
         """What the guest may send from now on, bytes: from the memory of the host socket.
 
         It counts from what was read.  The right edge never moves left (RFC 9293, 3.8.6), and not at
-        all while bytes are kept.  Without `throttle` the small queue has to leave a segment.
+        all while bytes are kept: it is at `left`.  Without `throttle` the small queue has to leave a segment.
         """
-        left = self._room_left()
         self.reading = None
         if self.kept:
             return left
@@ -292,22 +290,21 @@ class Transfer:
                 bound = min(room, segment)
             elif self.frame_bytes or self.queue.budget:
                 self.queue.throttle(self)
-        return max(bound, left)
+        return bound if bound > left else left
 
     def resume(self) -> None:
         """The small queue had left too little: say a window of a segment, or what there is by now."""
         if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
-            room = self._room(throttle=False)
-            if room >> self.ws_to_tap > self._room_left() >> self.ws_to_tap:
-                self._send_ack(room)
+            left = self._room_left()
+            room = self._room(left, throttle=False)
+            if room >> self.ws_to_tap > left >> self.ws_to_tap:
+                self._send_ack(room, left)
 
-    def _advertise(self, room: int) -> int:
+    def _advertise(self, room: int, left: int) -> int:
         """The field for a room that was just computed; the trace hears of it."""
-        if self.trace is None:
-            return self._window_field(room)
-        left = self._room_left()
-        field = self._window_field(room)
-        self.trace(self._account(left, room, field << self.ws_to_tap))
+        field = self._window_field(room, left)
+        if self.trace is not None:
+            self.trace(self._account(left, room, field << self.ws_to_tap))
         return field
 
     def _account(self, left: int, room: int, advertised: int) -> dict[str, Any]:
@@ -343,10 +340,11 @@ class Transfer:
             account["by"] = "field"
         return account
 
-    def _window_field(self, room: int) -> int:
-        """The window as it goes on the wire; moves the right edge to what it says."""
-        left = self._room_left()
-        field = min(room >> self.ws_to_tap, window.WINDOW_FIELD_MAX)
+    def _window_field(self, room: int, left: int) -> int:
+        """The window as it goes on the wire; moves the right edge, at `left` so far, to what it says."""
+        field = room >> self.ws_to_tap
+        if field > window.WINDOW_FIELD_MAX:
+            field = window.WINDOW_FIELD_MAX
         gain = (field << self.ws_to_tap) - left
         if gain >= 0:
             self.rounded_up = 0 if gain else self.rounded_up
@@ -364,19 +362,21 @@ class Transfer:
 
     def _last_field(self) -> int:
         """The window that was advertised last, for segments that acknowledge nothing new."""
-        return self._window_field(self._room_left())
+        left = self._room_left()
+        return self._window_field(left, left)
 
-    def _send_ack(self, room: int) -> None:
+    def _send_ack(self, room: int, left: int) -> None:
         self.ack_due = False
-        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._advertise(room), ACK)
+        self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._advertise(room, left), ACK)
 
     def _ack(self) -> None:
         """Acknowledge what was read, with the window as it is now."""
+        left = self._room_left()
         if self.facts & TAP_FIN_RCVD:
             self.reading = None
-            self._send_ack(self._room_left())
+            self._send_ack(left, left)
         else:
-            self._send_ack(self._room())
+            self._send_ack(self._room(left), left)
 
     def _shutdown(self) -> None:
         """All that the guest had to say is in the host socket: pass its FIN on."""
@@ -393,16 +393,19 @@ class Transfer:
         """Sent to the guest and not acknowledged; a FIN counts as one byte."""
         return seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
 
-    def _window_left(self) -> int:
-        """What the guest takes beyond what was sent."""
-        return self.wnd_from_tap - self._in_flight()
+    def _reads(self) -> bool:
+        """True if something is left to be read from the host socket, and the guest takes it."""
+        reading = self.facts & (ESTABLISHED | SOCK_FIN_RCVD) == ESTABLISHED
+        return reading and self.wnd_from_tap > self._in_flight()
 
-    def _acknowledged(self, run: Run, now: float) -> None:
-        """The acknowledgement and window of an acceptable segment."""
+    def _acknowledged(self, run: Run, now: float) -> bool:
+        """The acknowledgement and window of an acceptable segment; False if it is for what was never sent."""
         advance = seq.diff(run.ack, self.seq_ack_from_tap)
         in_flight = self._in_flight()
         if advance < 0:
-            return
+            return True
+        if advance > in_flight:
+            return False
         wnd = run.window << self.ws_from_tap
         bare = not run.length and not run.flags & FIN
         if advance == 0:
@@ -413,7 +416,7 @@ class Transfer:
                     self.recover = self.seq_to_tap
                     self._retransmit()
             self.wnd_from_tap = wnd
-            return
+            return True
 
         self.wnd_from_tap = wnd
         self.seq_ack_from_tap = run.ack
@@ -434,34 +437,39 @@ class Transfer:
         if advance == in_flight and self.facts & TAP_FIN_SENT and not self.facts & TAP_FIN_ACKED:
             self._learn(TAP_FIN_ACKED)
             self._finish()
+        return True
 
     def _pump(self, now: float) -> None:
         """Move what the host socket has to the guest, as far as the guest's window goes."""
         if not self.facts & ESTABLISHED or self.facts & TAP_FIN_SENT:
             return
-        while True:
-            in_flight = self._in_flight()
-            unsent = self.stream_len - in_flight
+        in_flight = self._in_flight()
+        unsent = self.stream_len - in_flight
+        while self.host_readable or unsent:
             left = self.wnd_from_tap - in_flight
             moved = 0
-            # No more than can be sent at once: the rest is better off in the kernel
-            limit = self._whole_segments(left, in_flight) - unsent
-            most = min(self.host.capacity, SEGMENTS_MAX * self.mss_to_tap)
-            limit = min(limit, RECEIVE_CHUNK, most - self.stream_len)
-            if self.host_readable and limit > 0:
-                moved = self._from_host(limit)
-                if self.facts & CLOSED:
-                    return
-                unsent += moved
+            if self.host_readable:
+                # No more than can be sent at once: the rest is better off in the kernel
+                limit = self._whole_segments(left, in_flight) - unsent
+                most = min(self.host.capacity, SEGMENTS_MAX * self.mss_to_tap)
+                limit = min(limit, RECEIVE_CHUNK, most - self.stream_len)
+                if limit > 0:
+                    moved = self._from_host(limit)
+                    if self.facts & CLOSED:
+                        return
+                    unsent += moved
             if unsent and left > 0:
                 moved = self._send(in_flight, unsent, left, now)
+                in_flight += moved
+                unsent -= moved
             if not moved:
                 break
-        if self.facts & SOCK_FIN_RCVD and not self.stream_len - self._in_flight():
+        if self.facts & SOCK_FIN_RCVD and not unsent:
             self.tap.segment(self.seq_to_tap, self.seq_from_tap, self._last_field(), FIN | ACK)
             self._learn(TAP_FIN_SENT)
             self.seq_to_tap = seq.add(self.seq_to_tap, 1)
-        if self.retransmit_at == NEVER and (self._in_flight() or self._held_up()):
+            in_flight += 1
+        if self.retransmit_at == NEVER and (in_flight or self.stream_len or self.host_readable):
             self.retransmit_at = now + self.round_trip.rto
 
     def _whole_segments(self, left: int, in_flight: int) -> int:
@@ -503,7 +511,8 @@ class Transfer:
             if not length:
                 return 0
         flags = ACK if length < unsent or self.host_readable else ACK | PSH
-        field = self._advertise(self._room()) if self.ack_due else self._last_field()
+        left = self._room_left()
+        field = self._advertise(self._room(left), left) if self.ack_due else self._window_field(left, left)
         sent = self.tap.data(
             self.seq_to_tap,
             self.seq_from_tap,
