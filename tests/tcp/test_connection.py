@@ -455,6 +455,15 @@ def test_guest_that_never_answers_is_given_up():
     assert scene.connection.error == errno.ETIMEDOUT
 
 
+def test_a_window_that_closes_before_there_is_data_is_probed():
+    """Nothing is under way then and nothing was taken from the host socket: it waits there, and has no timer."""
+    scene = Scene().established()
+    scene.guest(window=0)
+    assert scene.remote(b"x" * 10) == []
+    (probe,) = scene.advance(1.5)
+    assert (probe.seq, probe.payload) == (seq.add(scene.acked, -1), b"")
+
+
 def test_closed_window_is_probed_for_ever():
     scene = Scene().established()
     scene.guest(window=0)
