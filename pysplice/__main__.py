@@ -105,7 +105,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     from .forward import Policy
     from .inside import Inside
     from .proxy import Proxy
-    from .setup import interrupts, names
+    from .setup import interrupts, names, sandbox
     from .tap import TapDevice
 
     guest = starting.finish()
@@ -165,9 +165,13 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     proxy.follow(rules)
     if controller is not None:
         proxy.control(controller)
-    # All that takes privileges is open by now
+    # All that takes privileges, or has a path, is open by now; but sockets with a file take that away at the end
     isolation.become(user)
-    isolation.drop_privileges()
+    null = isolation.open_null() if background else -1
+    socket_files = controller is not None or any(rule.path for rule in rules)
+    complaint = sandbox.enter(not socket_files, config.chroot_fallback)
+    if complaint:
+        log.debug(complaint)
     if config.stats:
         proxy.say_counts(config.stats)
     if pid_fd >= 0:
@@ -189,7 +193,9 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
             log.warning(proxy.complaint)
         return status
     if background:
-        isolation.leave_terminal(ready_fd)
+        isolation.leave_terminal(null)
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
     return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)
 
 

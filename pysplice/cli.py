@@ -211,9 +211,6 @@ PASST_ONLY = frozenset(
     | {"--repair-path", "--migrate-exit", "--migrate-no-linger"}
 )
 
-# We have no file system to leave that chroot() would be needed for
-TRIVIAL = frozenset({"--chroot-fallback"})
-
 PORTS = frozenset({"-t", "-u", "-T", "-U"})
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -239,6 +236,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "--no-copy-addrs": {"copy_addresses": False},
     "--no-offload": {"offload": False},
     "--freebind": {"freebind": True},
+    "--chroot-fallback": {"chroot_fallback": True},
     "--no-splice": {"splice": False},
     "--host-lo-to-ns-lo": {"loopback_kept": True},
     "--splice-only": {"splice_only": True, "loopback_kept": True, "icmp": False},
@@ -274,8 +272,6 @@ def parse(argv: Sequence[str], as_pasta: bool = False) -> Config:
             warnings.append("option -e/--stderr has no effect")
         elif name in SWITCHES:
             values.update(SWITCHES[name])
-        elif name in TRIVIAL:
-            pass
         elif name in PORTS:
             values["ports"] = (*values.get("ports", ()), (name, value))
         elif name in PASST_ONLY:

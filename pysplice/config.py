@@ -10,7 +10,7 @@ from typing import NamedTuple
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MTU_DEFAULT = 65520  # as pasta: the largest MTU of an Ethernet-like device, in whole IPv4 words
-MTU_MAX = 65520
+MTU_MAX = 65521  # of the kernel's tap: with an Ethernet header as much as an IP packet can be
 MTU_MIN = 68  # RFC 791
 MTU_MIN_IPV6 = 1280  # RFC 8200
 IFNAME_MAX = 15
@@ -73,6 +73,7 @@ class Config(NamedTuple):
     outbound_if6: str = ""
     ports: tuple[tuple[str, str], ...] = ()  # -t, -u, -T and -U with their values
     freebind: bool = False
+    chroot_fallback: bool = False
     splice: bool = True
     loopback_kept: bool = False
     splice_only: bool = False

@@ -146,6 +146,7 @@ class Forward:
         ipv6: bool,
         protocols: Sequence[str],
         freebind: bool,
+        scope: int,
         accepted: Callable[[Listener, socket.socket, Any], None],
         arrived: Callable[[Listener], None],
         listeners_max: int,
@@ -160,6 +161,7 @@ class Forward:
         self._ipv6 = ipv6
         self._protocols = protocols
         self._freebind = freebind
+        self._scope = scope
         self._listeners_max = listeners_max
         self._accepted = accepted
         self._arrived = arrived
@@ -286,10 +288,16 @@ class Forward:
         address = rule.address
         version = address.version if address is not None else 6 if self._ipv6 else 4
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        bind: list[Any] = [
+            str(address) if address is not None else "::" if version == 6 else "0.0.0.0",
+            port,
+        ]
+        if address is not None and version == 6 and address.is_link_local and not rule.interface:
+            bind += [0, self._scope]
         request: dict[str, Any] = {
             "family": int(family),
             "kind": int(socket.SOCK_STREAM if rule.protocol == TCP else socket.SOCK_DGRAM),
-            "bind": [str(address) if address is not None else "::" if version == 6 else "0.0.0.0", port],
+            "bind": bind,
             "backlog": unix.BACKLOG,
             "freebind": self._freebind,
             # The guest's side is its loopback interface alone

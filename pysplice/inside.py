@@ -8,6 +8,7 @@ capabilities that this process does not have, or gives up; so a small process st
 else.  Requests and answers are packets on a socket pair, the descriptors travel as SCM_RIGHTS.
 """
 
+import array  # noqa: F401  socket.send_fds() imports it when it is called, and then there may be no file left
 import contextlib
 import errno
 import json

@@ -24,7 +24,7 @@ from .datagram.echo import Echo
 from .datagram.plane import NEVER, Plane
 from .datagram.udp import FIRSTS_PER_EVENT, Udp, receive_first
 from .flows import Flow, Flows
-from .forward import SCAN_EVERY, Forward, Listener, Policy
+from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Listener, Policy
 from .host import HostSockets, reset
 from .inside import Inside
 from .observe.log import Log
@@ -118,6 +118,7 @@ class Proxy:
             ipv4=link.ipv4,
             ipv6=link.ipv6,
             freebind=link.freebind,
+            scope=translation.scope,
             protocols=[*((TCP,) if link.tcp else ()), *((UDP,) if link.udp else ())],
             listeners_max=flow_max * 3 // 4,
             accepted=self._accepted,
@@ -473,6 +474,8 @@ class Proxy:
         """Somebody in the guest asks for a neighbour: its connections go where it is now."""
         assert self.tap is not None
         self.tap.guest_mac = mac
+        if address[:2] == LINK_LOCAL and len(address) == 16:
+            self.policy.learn(address)
         before = self._neighbours.get(address)
         if not address or before == mac:
             return
@@ -612,10 +615,19 @@ class Proxy:
                 target = self.policy.beyond(listener, arrival.local)
                 self.datagrams.udp.spliced(name, arrival, listener.port, target, rule.side == GUEST, now)
             elif self.tap is not None:
-                guest = self.policy.guest(rule, client)
+                caller = self.translation.caller(client, self.policy.guest(rule, client))
+                # A server that is asked from a link-local address answers from its own link-local one
+                guest = self.policy.guest(rule, caller) if caller else b""
                 if guest:
                     freebind = self.link.freebind
                     self.datagrams.udp.to_guest(
-                        arrival, listener.port, listener.target, guest, rule.interface, freebind, now
+                        arrival,
+                        listener.port,
+                        listener.target,
+                        guest,
+                        caller,
+                        rule.interface,
+                        freebind,
+                        now,
                     )
         self._expire_later()

@@ -305,16 +305,17 @@ class Udp:
         port: int,
         target: int,
         guest: bytes,
+        caller: bytes,
         interface: str,
         freebind: bool,
         now: float,
     ) -> None:
-        """A datagram that came to `port` of the host is for the guest's `target` at `guest`, by the tap."""
+        """A datagram that came to `port` of the host is for the guest's `target` at `guest`, by the tap.
+
+        The guest sees it come from `caller`.
+        """
         assert self._tap is not None
         client = pack(arrival.peer[0])
-        caller = self._translation.caller(client, guest)
-        if not caller:
-            return
         name = (client, arrival.peer[1], arrival.local, port)
         flow = self._clients.get(name)
         strays: list[tuple[bytes, Any]] = []
@@ -338,7 +339,7 @@ class Udp:
         self._packets.emit(self._tap.raw, flow.template, arrival.data, self._mtu)
         for data, peer in strays:
             other = Arrival(data, peer, arrival.local, arrival.interface)
-            self.to_guest(other, port, target, guest, interface, freebind, now)
+            self.to_guest(other, port, target, guest, caller, interface, freebind, now)
 
     def _beside(
         self, arrival: Arrival, client: bytes, port: int, interface: str, freebind: bool

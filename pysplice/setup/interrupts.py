@@ -29,4 +29,4 @@ def on_interrupt(fd: int) -> None:
     (code,) = struct.unpack_from("i", os.read(fd, SIGINFO_BYTES), CODE_OFFSET)
     if code != SI_KERNEL:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)

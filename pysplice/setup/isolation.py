@@ -17,6 +17,7 @@ CAP_LAST = 63
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_BIND_SERVICE = 10
 CAP_SETUID = 7
+CAP_SYS_ADMIN = 21
 PR_SET_KEEPCAPS = 8
 PR_SET_DUMPABLE = 4
 FD_MAX = 2**31 - 1
@@ -120,6 +121,11 @@ def become(user: tuple[int, int] | None) -> None:
     _set_capabilities(_permitted())
 
 
+def may_mount() -> bool:
+    """True if we have the privilege to make namespaces and mount in them."""
+    return bool(_permitted() >> CAP_SYS_ADMIN & 1)
+
+
 def hide() -> None:
     """Nobody may look into this process, not even root of the namespace that it works in."""
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -186,12 +192,14 @@ def to_background() -> int:
     return writable
 
 
-def leave_terminal(ready_fd: int) -> None:
-    """In the background: release stdin, stdout and stderr, and let the parent go."""
+def open_null() -> int:
+    """What leave_terminal() takes."""
+    return os.open(os.devnull, os.O_RDWR)
+
+
+def leave_terminal(null: int) -> None:
+    """Release the directory, stdin, stdout and stderr."""
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
     os.close(null)
-    os.write(ready_fd, b"1")
-    os.close(ready_fd)

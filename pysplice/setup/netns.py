@@ -1,6 +1,6 @@
 """Namespaces: made or joined, with a tap in them whose descriptor comes back to us.
 
-Owns the processes that it starts.  Imports config.py, device.py, addresses.py, isolation.py and `inside`.
+Owns the processes that it starts.  Imports the other files of this room, config.py and `inside`.
 
 This process never leaves the host's namespaces.  Whatever has to be done in the guest's is done by children:
 - a command has an init, the first process of the new namespaces, which holds it until it is let go;
@@ -23,16 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .. import inside
 from ..config import Config, ConfigError
-from . import isolation
+from . import isolation, sandbox
+from .sandbox import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS
 from .template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CLONE_NEWNS = 0x00020000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -244,7 +241,7 @@ def _init(control: socket.socket, config: Config, uid: int, gid: int, parent: in
         return 1
     control.close()
     _libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
-    return _run_command(config.command)
+    return _run_command(config)
 
 
 def _map_ids(uid: int, gid: int) -> None:
@@ -264,12 +261,13 @@ def _map_ids(uid: int, gid: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _run_command(command: tuple[str, ...]) -> int:
+def _run_command(config: Config) -> int:
     """Run the command to its end; its exit status, 128 + n if signal n ended it.
 
     It is a child of init rather than init itself: the kernel keeps signals with default action from
     the first process of a PID namespace, and a program does not expect that.
     """
+    command = config.command
     program, argv = command[0] if command else "", list(command)
     if not command:
         program = os.environ.get("SHELL") or "/bin/sh"
@@ -278,7 +276,7 @@ def _run_command(command: tuple[str, ...]) -> int:
     if child == 0:
         if os.path.basename(program) in SHELLS and len(argv) == 1:
             _own_terminal()
-        _exec(program, argv)
+        _exec(program, argv, "pasta" if config.as_pasta else "pysplice")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
     while True:
@@ -305,14 +303,14 @@ def _own_terminal() -> None:
         return
 
 
-def _exec(program: str, argv: list[str]) -> NoReturn:
+def _exec(program: str, argv: list[str], name: str) -> NoReturn:
     # Python ignores these, and what is ignored stays so across exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(program, argv)
     except OSError as e:
-        os.write(2, f"pysplice: cannot run {program}: {e.strerror}\n".encode())
+        os.write(2, f"{name}: cannot run {program}: {e.strerror}\n".encode())
     finally:
         os._exit(1)
 
@@ -390,17 +388,13 @@ def _agent(control: socket.socket, net_fd: int, user_fd: int, user: tuple[int, i
     """Make sockets in the namespace, until the other end of `control` is closed."""
     # A terminal's signals are for others, and whoever reads our output must not wait for this process
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.close(null)
+    isolation.leave_terminal(isolation.open_null())
     isolation.hide()
     isolation.become(user)
     _enter(net_fd, user_fd)
     isolation.hide()  # with other credentials it would be visible again
     isolation.close_but(control.fileno())
-    os.chdir("/")
-    isolation.drop_privileges()
+    sandbox.enter()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     inside.serve(control)

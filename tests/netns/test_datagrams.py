@@ -605,6 +605,45 @@ def test_a_client_at_another_address_of_the_host(world):
             assert client.recvfrom(10)[1] == (world.HOST4, 5353)
 
 
+@BOTH
+@pytest.mark.parametrize("options", ((), ("--no-splice", "--no-map-gw")), ids=("own", "loopback"))
+@pytest.mark.parametrize("connected", (False, True))
+def test_a_client_on_the_host_itself(world, version, options, connected):
+    """A server answers from the address that its kernel picks for whom it sees, and hears more from the same."""
+    world.pysplice("--config-net", *NONE, "-u", "5353:53", *options)
+    address = loopback(version) if options else host_of(world, version)
+    with (
+        bound(world.guest, "0.0.0.0" if version == 4 else "::", 53) as server,
+        bound(world.host, address) as client,
+    ):
+        client.connect((address, 5353))
+        client.send(b"first")
+        got, peer = server.recvfrom(10)
+        assert got == b"first"
+        if connected:
+            server.connect(peer)
+        for text in (b"a", b"b"):
+            server.send(text) if connected else server.sendto(text, peer)
+            assert client.recv(10) == text
+            client.send(text)
+            assert server.recvfrom(10) == (text, peer)
+
+
+def test_a_guest_with_a_link_local_address_of_its_own_choice(world):
+    """It is known once the guest has asked for a neighbour."""
+    world.pysplice("--config-net", *NONE, "-u", "5353:53")
+    world.guest.run("ip", "-6", "addr", "flush", "dev", "tap0", "scope", "link")
+    world.guest.run("ip", "addr", "add", "fe80::77/64", "dev", "tap0", "nodad")
+    world.guest.run("ping", "-c", "1", "-W", "1", "fe80::99%tap0", check=False)
+    with bound(world.guest, "::", 53) as server, bound(world.host, world.HOST6) as client:
+        client.sendto(b"x", (world.HOST6, 5353))
+        _, peer = server.recvfrom(10)
+        server.connect(peer)
+        assert server.getsockname()[0].partition("%")[0] == "fe80::77"
+        server.send(b"y")
+        assert client.recv(10) == b"y"
+
+
 def test_host_unreachable_reaches_the_socket(served):
     """Also where the host itself says so, whose address is the guest's."""
     with served.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:

@@ -80,6 +80,21 @@ def test_a_remote_client_reaches_the_guest_as_itself(forwarded, version):
             down.result()
 
 
+def test_a_link_local_address_without_an_interface(world):
+    """It is that of the interface which the guest's addresses are from, as in pasta."""
+    world.host.run("ip", "addr", "add", "fe80::aa/64", "dev", "veth0", "nodad")
+    world.remote.run("ip", "addr", "add", "fe80::bb/64", "dev", "veth1", "nodad")
+    world.pysplice("--config-net", *NONE, "-t", "fe80::aa/8080-8081:80-81", "-u", "fe80::aa/8080:80")
+    index = int(world.remote.run("ip", "-o", "link", "show", "veth1").stdout.split(":")[0])
+    with world.guest.listen("::", 80) as listener, world.remote.socket(socket.AF_INET6) as client:
+        client.connect(("fe80::aa", 8080, 0, index))
+        server, peer = accept(listener)
+        with server:
+            assert peer[0].partition("%")[0] == "fe80::bb"
+            transfer(client, server, 1, 1 << 20)
+    assert refused(world.remote, world.HOST6, 8080)
+
+
 @BOTH
 @pytest.mark.parametrize("first", ("client", "server"))
 def test_half_close(forwarded, version, first):

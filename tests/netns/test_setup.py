@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -577,6 +578,45 @@ def test_idle_costs_nothing(world):
                 sock.close()
     assert switches <= 4
     assert seconds <= 0.02
+
+
+def test_the_process_that_serves_has_nothing(world, tmp_path):
+    """No files, no privileges but for low ports, and system calls that are filtered: it and its helper."""
+    process = world.pysplice("--config-net")
+    agents = children(process.pid)
+    assert len(agents) == 1
+    for pid in (process.pid, *agents):
+        assert os.listdir(f"/proc/{pid}/root/") == [] and os.readlink(f"/proc/{pid}/cwd") == "/"
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "CapEff:\t0000000000000400" in status and "NoNewPrivs:\t1" in status
+        assert "Seccomp:\t2" in status
+        for name in ("mnt", "ipc", "uts"):
+            assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
+def test_socket_files_are_taken_away_again(world, tmp_path):
+    """For which the file system has to stay."""
+    process = world.pysplice("-c", str(tmp_path / "control"), "-t", f"unix:{tmp_path}/web:80")
+    assert sorted(os.listdir(tmp_path)) == ["control", "web"]
+    assert "Seccomp:\t2" in Path(f"/proc/{process.pid}/status").read_text()
+    stop(process)
+    assert os.listdir(tmp_path) == []
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("options", ((), ("--no-offload",)), ids=("offload", "plain"))
+def test_the_largest_mtu(world, options):
+    world.pysplice("--config-net", "--mtu", "65521", *options)
+    assert "mtu 65521" in world.guest.run("ip", "link", "show", "tap0").stdout
+    with world.remote.listen(world.REMOTE4) as listener:
+        with world.guest.connect(world.REMOTE4, listener.getsockname()[1]) as client:
+            server, _ = listener.accept()
+            with server:
+                transfer(client, server, 1, 16 << 20)
+                transfer(server, client, 2, 16 << 20)
 
 
 def test_following_ports_costs_little(world):

@@ -1,0 +1,122 @@
+"""What whoever serves can do no more, tried in a child that has locked itself in."""
+
+import ctypes
+import errno
+import os
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from pysplice.setup import sandbox
+
+# They come with the C compiler: those of this machine, and the common ones, which are aarch64's
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+PTRACE_ATTACH = 16
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def result_of(function):
+    """What the function returns, or the errno it fails with, in a child that has entered the sandbox."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writable, f"{sandbox.enter()}|".encode())
+            os.write(writable, f"{function()}".encode())
+        except OSError as e:
+            os.write(writable, errno.errorcode[e.errno or 0].encode())
+        finally:
+            os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    complaint, _, result = text.partition("|")
+    assert complaint == ""
+    return result
+
+
+def call(name, *args):
+    """A system call by its C function."""
+    if getattr(LIBC, name)(*args) < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return "done"
+
+
+def in_a_thread():
+    said = []
+    thread = threading.Thread(target=said.append, args=("done",))
+    thread.start()
+    thread.join(5)
+    return said[0]
+
+
+def interrupted():
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: heard.append("done"))
+    signal.raise_signal(signal.SIGUSR1)
+    return heard[0]
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    (
+        lambda: os.execv("/bin/true", ["true"]),
+        lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        os.fork,
+        lambda: call("ptrace", PTRACE_ATTACH, os.getppid(), 0, 0),
+        lambda: call("unshare", sandbox.CLONE_NEWUSER),
+        lambda: call("mount", b"none", b"/", b"tmpfs", 0, None),
+        lambda: call("setns", 0, 0),
+        lambda: call("process_vm_readv", os.getppid(), None, 0, None, 0, 0),
+        lambda: os.kill(os.getppid(), 0),
+        lambda: os.chroot("/"),
+    ),
+)
+def test_denied(isolated_child, attempt):
+    assert result_of(attempt) == "EPERM"
+
+
+@pytest.mark.parametrize(
+    "attempt", (in_a_thread, interrupted, lambda: os.write(os.pipe()[1], b"x") and "done")
+)
+def test_allowed(isolated_child, attempt):
+    assert result_of(attempt) == "done"
+
+
+def test_there_is_nothing(isolated_child):
+    assert result_of(lambda: os.listdir("/")) == "[]"
+    assert result_of(lambda: os.getcwd()) == "/"
+    assert result_of(lambda: os.mkdir("/tmp")) in ("EROFS", "ENOSPC")
+    assert result_of(lambda: os.listdir("/..")) == "[]"
+
+
+def test_the_file_system_can_stay(isolated_child, monkeypatch):
+    monkeypatch.setattr(sandbox.enter, "__defaults__", (False, False))
+    assert "etc" in result_of(lambda: os.listdir("/"))
+    assert result_of(os.fork) == "EPERM"
+
+
+@pytest.fixture
+def isolated_child():
+    if subprocess.run(["unshare", "-Um", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+
+
+@pytest.mark.parametrize("machine", [name for name, path in HEADERS.items() if path.exists()])
+def test_numbers_are_the_kernels(machine):
+    theirs = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
+    for name, number in sandbox.NUMBERS[machine].items():
+        assert theirs[name] == str(number), name
+
+
+def test_an_unknown_machine_has_no_filter():
+    assert sandbox.program("pdp11", 1) == b""
