@@ -4,7 +4,7 @@ The map of the rooms, in the order in which a byte passes.  Each imports only wh
 
     __main__    argv -> Config -> run
     cli         the options;  config: the Config, and the grammar of its values;  ports: that of -t, -u, -T, -U
-    setup/      once, before the loop: namespaces, the tap, addresses, and giving up what is not needed
+    setup/      once, before the loop: namespaces, the tap, addresses, and the sandbox that we serve from
     proxy       0  the loop: readiness and one heap of timers; wires the rooms below
     control     0b a UNIX socket to look at it and to change what is forwarded
     births      1  TCP flows come to be: by the guest's SYN, or by a client on the host

@@ -554,9 +554,11 @@ class Proxy:
         try:
             self.inside.on_ready()
         except ConnectionError:
-            # With the namespace, as a rule; what is open goes on
-            self.log.once("inside", "the process in the namespace is gone: no short cuts into it any more")
+            # With the namespace, as a rule; what is open goes on, and others come by the tap
+            self.log.warning("the process in the namespace is gone: no short cuts into it any more")
             self._loop.remove_reader(self.inside.fileno())
+            self.inside.close()
+            self.inside = None
 
     def _splice_again(self) -> None:
         self._loop.call_soon(self.splices.on_ready)

@@ -56,12 +56,20 @@ def _index(ifname: str) -> int:
 def _check_outbound(config: Config) -> None:
     """Addresses that connections are to come from must be ours."""
     for address in config.outbound:
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        with socket.socket(family, socket.SOCK_STREAM) as sock:
-            try:
-                sock.bind((str(address), 0))
-            except OSError as e:
-                raise ConfigError(f"connections cannot come from {address}: {e.strerror}") from None
+        reason = _not_ours(address)
+        if reason:
+            raise ConfigError(f"connections cannot come from {address}: {reason}")
+
+
+def _not_ours(address: IPAddress) -> str:
+    """Why connections cannot come from an address; empty if it is the host's."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError as e:
+            return e.strerror or str(e)
+    return ""
 
 
 def _read_family(netlink: Netlink, config: Config, version: int) -> Family:
@@ -80,6 +88,8 @@ def _read_family(netlink: Netlink, config: Config, version: int) -> Family:
     wanted: list[IPInterface] = list(found)
     option: Any = config.address4 if version == 4 else config.address6
     if option is not None:
+        if not _not_ours(option):
+            host_address = option
         length = config.prefix4 if version == 4 else 64
         wanted = [ipaddress.ip_interface(f"{option}/{length}")]
     elif version == 4 and config.prefix4 and wanted:

@@ -308,9 +308,11 @@ def _exec(program: str, argv: list[str], name: str) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
+        if not program:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvp(program, argv)
     except OSError as e:
-        os.write(2, f"{name}: cannot run {program}: {e.strerror}\n".encode())
+        os.write(2, f"{name}: cannot run '{program}': {e.strerror}\n".encode())
     finally:
         os._exit(1)
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -251,6 +252,32 @@ def test_without_the_short_cut_loopback_is_the_gateway(world, version):
             assert peer[0] == (world.GATEWAY4 if version == 4 else world.GATEWAY6)
             transfer(client, server, 3, 1 << 20)
             transfer(server, client, 4, 1 << 20)
+
+
+@BOTH
+def test_when_the_helper_in_the_namespace_dies(world, version):
+    """Clients from loopback come by the tap then, TCP and UDP."""
+    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80")
+    (helper,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(helper, signal.SIGKILL)
+    assert any("no short cuts" in line for line in iter(process.stderr.readline, ""))
+    gateway = world.GATEWAY4 if version == 4 else world.GATEWAY6
+    with world.guest.listen(any_of(version), 80) as listener:
+        client = world.host.connect(loopback(version), 8080)
+        server, peer = accept(listener)
+        with client, server:
+            assert peer[0] == gateway
+            transfer(client, server, 3, 1 << 20)
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with (
+        world.guest.socket(family, socket.SOCK_DGRAM) as server,
+        world.host.socket(family, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind((any_of(version), 80))
+        server.settimeout(10)
+        client.sendto(b"x", (loopback(version), 8080))
+        got, peer = server.recvfrom(10)
+        assert (got, peer[0]) == (b"x", gateway)
 
 
 @BOTH

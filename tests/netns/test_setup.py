@@ -41,10 +41,23 @@ def test_death_by_signal(shared_world, number):
     assert result.returncode == 128 + number
 
 
-def test_command_that_cannot_be_run(shared_world):
-    result = command(shared_world, "/no/such/program", check=False)
+@pytest.mark.parametrize("program", ("/no/such/program", ""))
+def test_command_that_cannot_be_run(shared_world, program):
+    result = command(shared_world, program, check=False)
     assert result.returncode == 1
-    assert result.stderr == "pysplice: cannot run /no/such/program: No such file or directory\n"
+    assert result.stderr == f"pysplice: cannot run '{program}': No such file or directory\n"
+
+
+@pytest.mark.parametrize("address", ("10.99.0.7", "10.99.0.8"))
+def test_the_hosts_own_address_by_another_name(world, address):
+    """It is the guest's address where the host has that too, else the host's own: its servers are there."""
+    world.host.run("ip", "addr", "add", "10.99.0.7/24", "dev", "veth0")
+    world.pysplice("--config-net", "-a", address, "-n", "24", "--map-guest-addr", "192.0.2.1")
+    with world.host.listen("0.0.0.0") as listener:
+        with world.guest.connect("192.0.2.1", listener.getsockname()[1]):
+            server, _ = listener.accept()
+            with server:
+                assert server.getsockname()[0] == (address if address == "10.99.0.7" else world.HOST4)
 
 
 def test_standard_streams_environment_and_directory(shared_world, tmp_path):
