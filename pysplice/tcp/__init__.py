@@ -43,7 +43,8 @@ once (``send``), straight from the batch of frames into the kernel, and is ackno
 has it.  What this means for a crash: bytes that the guest saw acknowledged are in the host's kernel, which
 goes on delivering them when this process dies; when the host dies, they are lost, as they are on any host
 whose application has written them.  The other choice, to acknowledge what the remote host has acknowledged
-(tcpi_bytes_acked), has no event that says when to.
+(tcpi_bytes_acked), has no event that says when to.  Tried with a timer of a quarter of a round trip, at 0, 1, 10
+and 50 ms, it was no faster anywhere: the right edge is the same, and the send buffer bounds both.
 
 If the socket takes only a part, the rest is kept (``keep``) and ``flush`` passes it on when there is room.
 Kept bytes count as read and are acknowledged: nothing that the guest was allowed to send is sent twice, and
