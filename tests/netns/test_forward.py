@@ -599,7 +599,8 @@ def test_more_ports_than_descriptors(world):
 # What once was wrong
 
 
-@pytest.mark.parametrize("size", (10, 100_000))
+# No more than a first window, or the server's kernel has some of it left when it resets
+@pytest.mark.parametrize("size", (10, 60_000))
 @pytest.mark.parametrize("way", ("in", "out"))
 def test_what_was_said_before_a_reset_arrives(world, size, way):
     """A server that answers and closes without having read all (413, say) resets: its answer comes first."""
