@@ -61,6 +61,23 @@ def isolate() -> bool:
     return root
 
 
+def end_in_order() -> None:
+    """SIGTERM ends what we have started, as Ctrl-C does."""
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, ended)
+
+
+def result_file(text: str) -> Path:
+    """A file that can be written, which is known before hours of work."""
+    path = Path(text).resolve()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {path}")
+    return path
+
+
 def sh(*words: str, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.run(words, check=check, capture_output=True, text=True)
 
@@ -282,9 +299,10 @@ def row(cell: dict, peer: str, runs: list[dict], direct: float) -> str:
     text = text if direct else text[:-7] + " " * 7
     text += f"{max(run['retransmissions'] for run in good):>8}{max(run['drops'] for run in good):>7}"
     if peer != "direct":
-        gigabytes = [run["value"] * cell["seconds"] / 8e9 for run in good]
-        cpu = statistics.median(run["cpu"] / gb for run, gb in zip(good, gigabytes, strict=True))
-        text += f"{cpu:>9.2f}" if workload in BULK else f"{'':>9}"
+        # Seconds for a GB, or microseconds for one of what is counted
+        unit = 8e9 if workload in BULK else 1e6
+        cpu = statistics.median(run["cpu"] / (run["value"] * cell["seconds"] / unit) for run in good)
+        text += f"{cpu:>9.2f}" if workload in BULK else f"{cpu:>6.0f} us"
         text += f"{max(run['rss'] for run in good):>8.0f}"
     else:
         text += f"{'':>17}"
@@ -350,7 +368,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0, help="Mbit/s")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--only", default="", help="names of the peers to run")
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("--json", type=result_file, metavar="FILE")
     args = parser.parse_args()
     args.workloads = WORKLOADS if args.workloads == "all" else tuple(args.workloads.split(","))
     unknown = set(args.workloads) - set(WORKLOADS)
@@ -362,7 +380,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where an ordinary user does not look
-    output = Path(args.json).resolve() if args.json else None
+    output = args.json
     root = isolate()
     peers = default_peers(root)
     peers.update(peer.split("=", 1) for peer in args.peer)
@@ -371,6 +389,7 @@ def main() -> None:
         if unknown:
             sys.exit(f"no such peer, or not installed: {', '.join(unknown)}")
         peers = {name: command for name, command in peers.items() if name in args.only.split(",")}
+    end_in_order()
     results = []
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -416,4 +435,7 @@ def compare(args: argparse.Namespace, peers: dict, cell: dict, worker: str) -> d
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -399,7 +399,7 @@ def parse() -> argparse.Namespace:
         "--seconds", type=float, default=0, help="of each run; default: 2, or 4 from 10 ms on"
     )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--json", type=lambda text: Path(text).resolve(), metavar="FILE")
+    parser.add_argument("--json", type=yard.result_file, metavar="FILE")
     parser.add_argument(
         "--out", type=lambda text: Path(text).resolve(), default=yard.HERE / "pictures", metavar="DIRECTORY"
     )
@@ -421,6 +421,7 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse()
+    yard.end_in_order()
     try:
         sys.exit(globals()[arguments.what](arguments))
     except KeyboardInterrupt:
