@@ -168,6 +168,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     # All that takes privileges, or has a path, is open by now; but sockets with a file take that away at the end
     isolation.become(user)
     null = isolation.open_null() if background else -1
+    log.hold()
     socket_files = controller is not None or any(rule.path for rule in rules)
     complaint = sandbox.enter(not socket_files, config.chroot_fallback)
     if complaint:

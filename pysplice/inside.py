@@ -43,7 +43,10 @@ def serve(control: socket.socket) -> None:
     the same `tag` and an `errno`, and the sockets.
     """
     while True:
-        message = control.recv(MESSAGE_MAX)
+        try:
+            message = control.recv(MESSAGE_MAX)
+        except ConnectionError:
+            return  # it was closed with answers unread
         if not message:
             return
         request = json.loads(message)
@@ -188,6 +191,11 @@ class Inside:
         return socks[0]
 
     # TCP sockets made in advance
+
+    @property
+    def claims(self) -> int:
+        """How many wait for a TCP socket."""
+        return sum(map(len, self._claims.values()))
 
     def stream(self, family: int, taken: Taken) -> None:
         """A TCP socket, at once as a rule: `taken` gets it, or None and an errno."""

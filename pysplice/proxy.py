@@ -597,7 +597,8 @@ class Proxy:
             self.inside.stream(family, taken)
 
     def _room_for_splice(self) -> bool:
-        if 6 * len(self.splices) + len(self.flows) < self.flows.flow_max:
+        coming = self.inside.claims if self.inside is not None else 0
+        if 6 * (len(self.splices) + coming) + len(self.flows) < self.flows.flow_max:
             return True
         self.flows.refused += 1
         return False

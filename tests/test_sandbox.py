@@ -2,9 +2,13 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
+import resource
 import signal
+import socket
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -19,6 +23,9 @@ HEADERS = {
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
 PTRACE_ATTACH = 16
+F_SETOWN, F_SETSIG, F_SETPIPE_SZ = 8, 10, 1031
+FIOSETOWN = 0x8901
+NETLINK_NETFILTER = 12
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +86,15 @@ def interrupted():
         lambda: call("process_vm_readv", os.getppid(), None, 0, None, 0, 0),
         lambda: os.kill(os.getppid(), 0),
         lambda: os.chroot("/"),
+        lambda: fcntl.fcntl(0, F_SETOWN, os.getppid()),
+        lambda: fcntl.fcntl(0, F_SETSIG, signal.SIGKILL),
+        lambda: fcntl.ioctl(0, FIOSETOWN, struct.pack("i", os.getppid())),
+        lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE),
+        lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+        lambda: os.sched_setaffinity(os.getppid(), {0}),
+        lambda: os.pidfd_open(os.getppid()),
+        lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM),
+        lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
     ),
 )
 def test_denied(isolated_child, attempt):
@@ -86,7 +102,25 @@ def test_denied(isolated_child, attempt):
 
 
 @pytest.mark.parametrize(
-    "attempt", (in_a_thread, interrupted, lambda: os.write(os.pipe()[1], b"x") and "done")
+    "attempt",
+    (
+        in_a_thread,
+        interrupted,
+        lambda: os.write(os.pipe()[1], b"x") and "done",
+        lambda: (
+            [socket.socket(family).close() for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)]
+            and "done"
+        ),
+        lambda: (
+            [
+                socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol).close()
+                for protocol in (sandbox.NETLINK_ROUTE, sandbox.NETLINK_SOCK_DIAG)
+            ]
+            and "done"
+        ),
+        lambda: resource.getrlimit(resource.RLIMIT_NOFILE) and "done",
+        lambda: fcntl.fcntl(os.pipe()[1], F_SETPIPE_SZ, 1 << 16) and "done",
+    ),
 )
 def test_allowed(isolated_child, attempt):
     assert result_of(attempt) == "done"
@@ -113,7 +147,7 @@ def isolated_child():
 
 @pytest.mark.parametrize("machine", [name for name, path in HEADERS.items() if path.exists()])
 def test_numbers_are_the_kernels(machine):
-    theirs = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
+    theirs = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
     for name, number in sandbox.NUMBERS[machine].items():
         assert theirs[name] == str(number), name
 

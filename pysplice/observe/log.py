@@ -134,6 +134,11 @@ class Log:
             self._said["defect"] = now
             self.warning(f"internal error: {text}")
 
+    def hold(self) -> None:
+        """Connect to the system's logger now: later there may be no way to it."""
+        if self._system:
+            syslog.openlog(self._name, syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+
     def silence(self) -> None:
         """Say nothing on stderr from now on: it belongs to somebody else."""
         self._silent = True

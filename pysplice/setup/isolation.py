@@ -121,6 +121,11 @@ def become(user: tuple[int, int] | None) -> None:
     _set_capabilities(_permitted())
 
 
+def may_bind_low_ports() -> bool:
+    """True if we have the privilege to bind ports below 1024."""
+    return bool(_permitted() >> CAP_NET_BIND_SERVICE & 1)
+
+
 def may_mount() -> bool:
     """True if we have the privilege to make namespaces and mount in them."""
     return bool(_permitted() >> CAP_SYS_ADMIN & 1)

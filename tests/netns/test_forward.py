@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.namespaces import PYSPLICE, ImpairedWorld, run, stop
+from ..support.namespaces import PYSPLICE, ImpairedWorld, run, stop, written
 from ..support.transfer import Background, transfer
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
@@ -252,6 +252,33 @@ def test_without_the_short_cut_loopback_is_the_gateway(world, version):
             assert peer[0] == (world.GATEWAY4 if version == 4 else world.GATEWAY6)
             transfer(client, server, 3, 1 << 20)
             transfer(server, client, 4, 1 << 20)
+
+
+def test_a_burst_of_short_cuts_beyond_the_descriptors(world, tmp_path):
+    """As many as there is room for are served; the others are turned away, not all."""
+    process = world.host.spawn(
+        *("prlimit", "--nofile=100:100", *PYSPLICE, "-f", "--netns", world.guest.path, "--config-net"),
+        *(*NONE[2:], "-t", "8080:80", "-P", str(tmp_path / "pid")),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: written(tmp_path / "pid"), 15)
+        with world.guest.listen("0.0.0.0", 80) as listener, contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(world.host.socket(socket.AF_INET)) for _ in range(300)]
+            for client in clients:
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", 8080))
+            listener.settimeout(3)
+            served = 0
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    stack.enter_context(listener.accept()[0])
+                    served += 1
+            # 36 descriptors for flows, six for each
+            assert 4 <= served <= 6
+    finally:
+        stop(process)
 
 
 @BOTH

@@ -4,10 +4,13 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import signal
 import socket
 import struct
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from ..support.namespaces import PYSPLICE, run, stop, written
 from ..support.transfer import Background, transfer
 from .test_flows import pair
+from .test_forward import NONE, open_to, until
 
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUNSETIFF = 0x400454CA
@@ -605,6 +609,56 @@ def test_the_process_that_serves_has_nothing(world, tmp_path):
         assert "Seccomp:\t2" in status
         for name in ("mnt", "ipc", "uts"):
             assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
+PRIVATE_DEV = """
+set -e
+mount --make-rprivate /
+mkdir $D/net
+for name in null zero urandom random tty net/tun; do touch $D/$name; mount --bind /dev/$name $D/$name; done
+ln -s /proc/self/fd $D/fd
+mount --rbind $D /dev
+exec "$@"
+"""
+
+
+def test_the_systems_logger_hears_what_happens_later(world, tmp_path):
+    """In the background nobody else does; the way to it is open before the file system is gone."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as logger,
+    ):
+        logger.bind(f"{folder}/log")
+        logger.settimeout(10)
+        words = ("--netns", world.guest.path, "--config-net", *NONE, "-P", str(tmp_path / "pid"))
+        world.host.run(
+            "env", f"D={folder}", "unshare", "-m", "sh", "-c", PRIVATE_DEV, "sh", *PYSPLICE, *words
+        )
+        pid = int((tmp_path / "pid").read_text())
+        assert os.listdir(f"/proc/{pid}/root/") == []
+        world.guest.run("ip", "link", "del", "tap0")
+        message = logger.recv(1000).decode()
+        assert re.match(rf"<28>.* pysplice\[{pid}\]: the tap is gone", message)
+
+
+LOW_PORT = "import socket; print(socket.create_server(('0.0.0.0', 80)).accept()[1][0])"
+
+
+def test_low_ports_may_follow_where_they_could_before(world):
+    """Somebody with that one capability keeps it, which costs the root of our own."""
+    # The other one is for the map of user IDs, because we are root here
+    only = ("-all,+net_bind_service,+setfcap",) * 3
+    process = world.host.spawn(
+        *("setpriv", "--inh-caps", only[0], "--ambient-caps", only[1], "--bounding-set", only[2]),
+        *(*PYSPLICE, "--config-net", *NONE[2:], "-t", "auto", "--", sys.executable, "-c", LOW_PORT),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: open_to(world.remote, world.HOST4, 80), 10)
+        assert process.communicate(timeout=10)[0] == f"{world.REMOTE4}\n"
+    finally:
+        stop(process)
 
 
 def test_socket_files_are_taken_away_again(world, tmp_path):
