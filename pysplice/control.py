@@ -81,8 +81,8 @@ class Control:
             self._later(PAUSE, self._listen)
             return
         if len(self._clients) >= CLIENTS_MAX:
-            client.close()
-            return
+            # Whoever has been there longest has had its time
+            self._drop(next(iter(self._clients)))
         client.setblocking(False)
         fd = client.fileno()
         self._clients[fd] = (client, bytearray())

@@ -585,6 +585,19 @@ def test_nonsense_on_the_control_socket(world, tmp_path):
     assert ctl(path, "show").returncode == 0
 
 
+def test_those_who_say_nothing_on_the_control_socket_give_way(world, tmp_path):
+    path = tmp_path / "control"
+    world.pysplice("--config-net", *NONE, "-c", str(path))
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(5)
+            client.connect(str(path))
+        assert ctl(path, "show").returncode == 0
+        client.sendall(b"nonsense\n")
+        assert b'"ok": false' in client.recv(1000)
+
+
 def test_what_is_added_goes_before_what_follows(world, tmp_path):
     path = tmp_path / "control"
     process = world.pysplice("--config-net", "-u", "none", "-T", "none", "-U", "none", "-c", str(path))
