@@ -187,17 +187,19 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
             log.silence()
         interrupted = interrupts.interrupt_fd()
         proxy.watch(interrupted, lambda: interrupts.on_interrupt(interrupted))
-        command.let_go()
-        status = proxy.run(guest.watch_fd, command.wait, command=True)
+        status = proxy.run(guest.watch_fd, command.wait, command.let_go, command=True)
         if proxy.complaint and not config.debug:
             log.speak()
             log.warning(proxy.complaint)
         return status
-    if background:
-        isolation.leave_terminal(null)
-        os.write(ready_fd, b"1")
-        os.close(ready_fd)
-    return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None)
+
+    def started() -> None:
+        if background:
+            isolation.leave_terminal(null)
+            os.write(ready_fd, b"1")
+            os.close(ready_fd)
+
+    return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None, started)
 
 
 def _wanted(config: Config, rule: ports.Rule) -> bool:

@@ -49,6 +49,8 @@ LINGER_NAMESPACE = 1.0
 
 LAST_BATCHES = 16
 
+SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # they end us in order
+
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
 SHOWN_MAX = 500
 NEIGHBOURS_MAX = 1024
@@ -178,10 +180,17 @@ class Proxy:
         """Call back when a descriptor of somebody else's is readable."""
         self._loop.add_reader(fd, callback)
 
-    def run(self, watch_fd: int, on_watch: Callable[[], int | None], command: bool = False) -> int:
+    def run(
+        self,
+        watch_fd: int,
+        on_watch: Callable[[], int | None],
+        started: Callable[[], None],
+        command: bool = False,
+    ) -> int:
         """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status.
 
-        With `command` it is that of a command, and nothing else ends us but a signal.
+        `started` is called once we serve.  With `command` the status is that of a command, and nothing else ends
+        us but a signal.
         """
         loop = self._loop
         self._command = command
@@ -206,8 +215,12 @@ class Proxy:
             self._advertise(first=True)
         if watch_fd >= 0:
             loop.add_reader(watch_fd, ended)
-        for number in (signal.SIGTERM, signal.SIGQUIT):
+        # A signal that comes before the loop runs would be lost in it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
             loop.add_signal_handler(number, self.stop, 0)
+        loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
+        loop.call_soon(started)
         try:
             loop.run_forever()
         finally:

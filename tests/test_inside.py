@@ -28,7 +28,10 @@ def served(pair):
     made, theirs = pair
     thread = threading.Thread(target=inside.serve, args=(theirs,), daemon=True)
     thread.start()
-    return made
+    yield made
+    made.close()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def wait(made):

@@ -611,6 +611,28 @@ def test_the_process_that_serves_has_nothing(world, tmp_path):
             assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
 
 
+EARLY = """
+import signal, uvloop
+from pysplice import __main__
+
+class Early(uvloop.Loop):
+    def run_forever(self):
+        signal.raise_signal(signal.SIGTERM)
+        super().run_forever()
+
+uvloop.new_event_loop = Early
+__main__.main()
+"""
+
+
+def test_a_signal_that_comes_before_the_loop_runs(world):
+    process = world.host.spawn(sys.executable, "-c", EARLY, "-f", "--netns", world.guest.path, *NONE)
+    try:
+        assert process.wait(10) == 0
+    finally:
+        stop(process)
+
+
 PRIVATE_DEV = """
 set -e
 mount --make-rprivate /
