@@ -115,7 +115,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
         try:
             controller = unix.listen(config.control)
         except OSError as e:
-            raise ConfigError(f"cannot listen on {config.control}: {e.strerror}") from None
+            raise ConfigError(f"cannot listen on {config.control}: {e.strerror or e}") from None
     descriptors = isolation.raise_file_limit()
 
     background = config.attach and not config.foreground
@@ -183,7 +183,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     gc.enable()
     command = guest.command
     if command is not None:
-        if not config.debug:
+        if not config.debug and not config.stats:
             log.silence()
         interrupted = interrupts.interrupt_fd()
         proxy.watch(interrupted, lambda: interrupts.on_interrupt(interrupted))
@@ -335,7 +335,7 @@ def _summary(
     rules: tuple[ports.Rule, ...],
 ) -> None:
     """What the guest got, where somebody may want to know."""
-    if config.command or not (config.foreground or config.debug or config.log_file):
+    if not (config.debug or config.log_file or (config.attach and config.foreground)):
         return
     log.info(f"tap {ifname}, MAC {':'.join(f'{byte:02x}' for byte in config.mac)}")
     for version, family in ((4, template.ipv4), (6, template.ipv6)):

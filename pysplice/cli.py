@@ -264,7 +264,7 @@ def parse(argv: Sequence[str], as_pasta: bool = False) -> Config:
         if spelled.startswith("--"):
             name = LONG.get(spelled[2:] + "=") or LONG[spelled[2:]]
         if name == "-h":
-            raise Usage(USAGE)
+            raise Usage(USAGE.replace("pysplice", "pasta", 1) if as_pasta else USAGE)
         if name == "--version":
             name = "pasta (pysplice)" if as_pasta else "pysplice"
             raise Usage(f"{name} {__version__}\nLicence: GPL-2.0-or-later\n")
@@ -354,6 +354,8 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
             _address(values, spelled, value)
         case "-g":
             gateway = parse_address(value, spelled)
+            if gateway.is_loopback:
+                raise ConfigError(f"not a gateway's address for {spelled}: '{value}'")
             values[f"gateway{gateway.version}"] = gateway
         case "-o":
             _per_version(values, "outbound", spelled, value)
@@ -396,6 +398,8 @@ def _listed(values: dict[str, Any], key: str, value: str, parsed: Callable[[str]
 def _address(values: dict[str, Any], spelled: str, value: str) -> None:
     text, slash, length = value.partition("/")
     address = parse_address(text, spelled)
+    if address.is_loopback:
+        raise ConfigError(f"not a guest's address for {spelled}: '{value}'")
     if isinstance(address, ipaddress.IPv4Address):
         values["address4"] = address
         values.pop("prefix4", None)

@@ -122,7 +122,7 @@ class Control:
                 raise ConfigError(f"unknown request '{what}'")
             option, text = str(request["option"]), str(request["ports"])
             if option not in OPTIONS or text == "none":
-                raise ConfigError("one of -t, -u, -T and -U and ports are needed")
+                raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
             rules = parse(option, *OPTIONS[option], text)
             done: list[Rule] = []
             for rule in rules:
@@ -165,7 +165,10 @@ def client(words: Sequence[str]) -> int:
     elif len(words) == 4 and words[1] in ("add", "del"):
         request = {"do": words[1], "option": words[2], "ports": words[3]}
     if request is None:
-        sys.stderr.write(USAGE)
+        said = " ".join(words[1:]) or "nothing"
+        sys.stderr.write(
+            f"pysplice: ctl takes PATH and show, add or del, not '{said}'; see pysplice ctl --help\n"
+        )
         return 1
     try:
         answer = _ask(words[0], request)

@@ -57,6 +57,12 @@ NEIGHBOURS_MAX = 1024
 FLAG_NAMES = {SYN: "S", FIN: "F", RST: "R", PSH: "P", ACK: "A"}
 
 
+def shown(lines: list[str]) -> list[str]:
+    """No more lines than somebody reads."""
+    more = len(lines) - SHOWN_MAX
+    return lines if more <= 0 else [*lines[:SHOWN_MAX], f"... and {more} more"]
+
+
 class Proxy:
     """One tap, its flows and their host sockets."""
 
@@ -154,8 +160,8 @@ class Proxy:
         flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows.all()]
         return {
             "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
-            "listening": [*listening, *paths][:SHOWN_MAX],
-            "connections": flows[:SHOWN_MAX],
+            "listening": shown([*listening, *paths]),
+            "connections": shown(flows),
             "counts": self.counts(),
         }
 

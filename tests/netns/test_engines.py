@@ -463,6 +463,16 @@ def test_counts(world):
     assert "1 connections" in process.stderr.read()
 
 
+def test_counts_beside_a_command(world):
+    out = world.host.run(*PYSPLICE, *NONE, "-f", "--stats", "1", "--", "sleep", "1.5").stderr
+    assert "0 connections" in out
+
+
+def test_what_a_command_gets(world):
+    out = world.host.run(*PYSPLICE, "--config-net", *NONE, "-d", "--", "true").stderr
+    assert "tap tap0, MAC" in out and f"IPv4: {world.HOST4}/24, gateway {world.GATEWAY4}" in out
+
+
 def test_a_forwarded_port_below_1024_later_on(world):
     """The one capability that is kept."""
     world.pysplice("--config-net", *NONE, "-t", "auto")

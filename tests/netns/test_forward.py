@@ -518,6 +518,9 @@ def ctl(path, *words):
 def test_rules_come_and_go(world, tmp_path):
     path = tmp_path / "control"
     process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(path))
+    assert ctl(path, "add", "-t", "20000-20600").returncode == 0
+    assert "listening ... and 102 more" in ctl(path, "show").stdout
+    assert ctl(path, "del", "-t", "20000-20600").returncode == 0
     shown = ctl(path, "show")
     assert shown.returncode == 0
     assert "rule -t 8080:80" in shown.stdout and "listening -t * port 8080" in shown.stdout
