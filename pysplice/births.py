@@ -14,6 +14,7 @@ from .flows import Flow, Flows
 from .host import HostSocket, HostSockets, reset
 from .observe.log import Log
 from .observe.trace import WindowTrace
+from .observe.words import flow_name
 from .tap import TapDevice, TapEnd
 from .tcp import seq, window
 from .tcp.connection import UNREACHABLE, Connection
@@ -46,15 +47,6 @@ class Link(NamedTuple):
     freebind: bool = False
     limit_output: int | None = 0  # bytes, 0: no bound, None: as small_queue.py finds out
     window: str = window.DEFAULT_NAME  # a name in window.ESTIMATORS
-
-
-def flow_name(key: bytes) -> str:
-    """A flow in words: source and destination as the guest has them."""
-    family = socket.AF_INET if len(key) == KEY4_LEN else socket.AF_INET6
-    half = len(key) // 2 - 2
-    source, destination = (socket.inet_ntop(family, key[i : i + half]) for i in (0, half))
-    ports = [int.from_bytes(key[i : i + 2], "big") for i in (2 * half, 2 * half + 2)]
-    return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
 
 
 class Births:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import uvloop
 
 from ._cext import Datagrams
-from .births import Births, Link, flow_name
+from .births import Births, Link
 from .control import Control
 from .datagram.echo import Echo
 from .datagram.plane import NEVER, Plane
@@ -27,6 +27,7 @@ from .flows import Flow, Flows
 from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Listener, Policy
 from .host import HostSockets, reset
 from .inside import Inside
+from .observe import words
 from .observe.log import Log
 from .observe.trace import WindowTrace
 from .ports import GUEST, OPTIONS, TCP, UDP, Rule
@@ -35,7 +36,7 @@ from .services.desk import Desk
 from .splice import Splices
 from .tap import TapDevice, TapEnd
 from .tcp import small_queue
-from .tcp.doors import ACK, FIN, PSH, RST, SYN, Run
+from .tcp.doors import SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
 from .translate import KEY4_LEN, Translation, pack, unpack
 from .unix import UnixListener
@@ -52,15 +53,7 @@ LAST_BATCHES = 16
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # they end us in order
 
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
-SHOWN_MAX = 500
 NEIGHBOURS_MAX = 1024
-FLAG_NAMES = {SYN: "S", FIN: "F", RST: "R", PSH: "P", ACK: "A"}
-
-
-def shown(lines: list[str]) -> list[str]:
-    """No more lines than somebody reads."""
-    more = len(lines) - SHOWN_MAX
-    return lines if more <= 0 else [*lines[:SHOWN_MAX], f"... and {more} more"]
 
 
 class Proxy:
@@ -155,13 +148,13 @@ class Proxy:
             if not held.rule.path
         )
         paths = (f"-t {rule}" for rule in self.forward.rules if rule.path)
-        flows = [f"tcp {flow_name(flow.key)}" for flow in self.flows.all()]
+        flows = [f"tcp {words.flow_name(flow.key)}" for flow in self.flows.all()]
         flows += [f"tcp {splice.name}, short cut" for splice in self.splices.all()]
         flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows.all()]
         return {
             "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
-            "listening": shown([*listening, *paths]),
-            "connections": shown(flows),
+            "listening": words.shown([*listening, *paths]),
+            "connections": words.shown(flows),
             "counts": self.counts(),
         }
 
@@ -311,7 +304,8 @@ class Proxy:
                 self.stop(self._status)
             return
         if self.log.trace_on:
-            self._say_batch(runs, datagrams, frames)
+            for line in words.batch(runs, datagrams, frames):
+                self.log.trace(line)
         self._queue.seen(runs, began)
         self._take_runs(runs, datagrams, frames)
         if self._queue.watching:
@@ -391,7 +385,7 @@ class Proxy:
 
     def _failed(self, flow: Flow | None, error: Exception) -> None:
         """A defect of ours met one flow: it is reset, and the others of its batch go on."""
-        name = flow_name(flow.key) if flow is not None else "no flow"
+        name = words.flow_name(flow.key) if flow is not None else "no flow"
         self.log.defect(f"{name}: {type(error).__name__}: {error}", time.monotonic())
         if flow is not None:
             flow.connection.reset(errno.EIO)
@@ -432,31 +426,8 @@ class Proxy:
             self._resuming = True
             self._loop.call_later(self._queue.resume_after(now), self._resume)
 
-    def _say_batch(
-        self, runs: Sequence[Run], datagrams: Sequence[Datagrams], frames: Sequence[bytes]
-    ) -> None:
-        """What came from the tap, packet by packet as far as they were not one to us."""
-        for run in runs:
-            flags = "".join(name for bit, name in FLAG_NAMES.items() if run.flags & bit)
-            self.log.trace(
-                f"tcp {flow_name(run.key)}: {flags or '-'} seq {run.seq} ack {run.ack} "  # type: ignore[attr-defined]
-                f"window {run.window}, {run.length} bytes in {run.frames} segments"
-            )
-        for several in datagrams:
-            self.log.trace(
-                f"udp {flow_name(several.key)}: {several.length} bytes in {several.frames} datagrams"
-            )
-        for frame in frames:
-            self.log.trace(f"frame of type 0x{frame[12:14].hex()}, {len(frame)} bytes")
-
     def _say_end(self, flow: Flow) -> None:
-        error = flow.connection.error
-        end = os.strerror(error) if error else "closed"
-        counts = (
-            f"{flow.connection.retransmissions} retransmissions, "
-            f"{flow.connection.short_sends} of {flow.connection.sends} sends short"
-        )
-        self.log.debug(f"{flow_name(flow.key)}: {end}; {counts}")
+        self.log.debug(f"{words.flow_name(flow.key)}: {words.end(flow.connection)}")
 
     def _learn(self, mac: bytes, key: bytes) -> None:
         """The guest speaks: where clients find it."""

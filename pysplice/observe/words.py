@@ -1,0 +1,51 @@
+"""Flows, and what becomes of them, in words: for the log, and for whoever asks.
+
+Owns nothing; imports no other room.
+"""
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+KEY4_LEN = 12
+FLAG_NAMES = {0x02: "S", 0x01: "F", 0x04: "R", 0x08: "P", 0x10: "A"}  # RFC 9293, section 3.1
+SHOWN_MAX = 500
+
+
+def flow_name(key: bytes) -> str:
+    """A flow in words: source and destination as the guest has them."""
+    family = socket.AF_INET if len(key) == KEY4_LEN else socket.AF_INET6
+    half = len(key) // 2 - 2
+    source, destination = (socket.inet_ntop(family, key[i : i + half]) for i in (0, half))
+    ports = [int.from_bytes(key[i : i + 2], "big") for i in (2 * half, 2 * half + 2)]
+    return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
+
+
+def batch(runs: Iterable[Any], datagrams: Iterable[Any], frames: Iterable[bytes]) -> Iterator[str]:
+    """What came from the tap, packet by packet as far as they were not one to us."""
+    for run in runs:
+        flags = "".join(name for bit, name in FLAG_NAMES.items() if run.flags & bit)
+        yield (
+            f"tcp {flow_name(run.key)}: {flags or '-'} seq {run.seq} ack {run.ack} "
+            f"window {run.window}, {run.length} bytes in {run.frames} segments"
+        )
+    for several in datagrams:
+        yield f"udp {flow_name(several.key)}: {several.length} bytes in {several.frames} datagrams"
+    for frame in frames:
+        yield f"frame of type 0x{frame[12:14].hex()}, {len(frame)} bytes"
+
+
+def end(connection: Any) -> str:
+    """How a TCP connection has ended."""
+    reason = os.strerror(connection.error) if connection.error else "closed"
+    return (
+        f"{reason}; {connection.retransmissions} retransmissions, "
+        f"{connection.short_sends} of {connection.sends} sends short"
+    )
+
+
+def shown(lines: list[str]) -> list[str]:
+    """No more lines than somebody reads."""
+    more = len(lines) - SHOWN_MAX
+    return lines if more <= 0 else [*lines[:SHOWN_MAX], f"... and {more} more"]
