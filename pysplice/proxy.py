@@ -557,7 +557,9 @@ class Proxy:
         """A TCP client."""
         unix = sock.family == socket.AF_UNIX
         client = b"" if unix else pack(address[0])
-        if self.inside is None or not self.policy.short_cut(listener.rule, client):
+        # Without the helper in the namespace loopback comes by the tap; out of it we need none
+        helped = self.inside is not None or listener.rule.side == GUEST or unix
+        if not helped or not self.policy.short_cut(listener.rule, client):
             guest = self.policy.guest(listener.rule, client)
             now = time.monotonic()
             flow = self.births.from_host(sock, guest, listener.target, client, address[1], now)
@@ -576,6 +578,8 @@ class Proxy:
         elif listener.rule.side == GUEST:
             server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             self.splices.start(sock, server, target, name)
+        elif self.inside is None:
+            reset(sock)
         else:
 
             def taken(server: socket.socket | None, error: int) -> None:
@@ -603,7 +607,8 @@ class Proxy:
             except OSError:
                 return
             client = pack(arrival.peer[0])
-            if self.inside is not None and self.policy.short_cut(rule, client):
+            helped = self.inside is not None or rule.side == GUEST
+            if helped and self.policy.short_cut(rule, client):
                 name = f"{rule.side} {listener.port} {rule.address} ".encode()
                 target = self.policy.beyond(listener, arrival.local)
                 self.datagrams.udp.spliced(name, arrival, listener.port, target, rule.side == GUEST, now)

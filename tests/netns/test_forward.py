@@ -282,9 +282,10 @@ def test_a_burst_of_short_cuts_beyond_the_descriptors(world, tmp_path):
 
 
 @BOTH
-def test_when_the_helper_in_the_namespace_dies(world, version):
-    """Clients from loopback come by the tap then, TCP and UDP."""
-    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80")
+def test_when_the_helper_in_the_namespace_dies(world, version, tmp_path):
+    """Clients from loopback come by the tap then, TCP and UDP; what leads out of the namespace is as before."""
+    out = ("-T", "9090:90", "-U", "9090:90", "-t", f"unix:{tmp_path}/web:80")
+    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80", *out)
     (helper,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(helper, signal.SIGKILL)
     assert any("no short cuts" in line for line in iter(process.stderr.readline, ""))
@@ -305,6 +306,23 @@ def test_when_the_helper_in_the_namespace_dies(world, version):
         client.sendto(b"x", (loopback(version), 8080))
         got, peer = server.recvfrom(10)
         assert (got, peer[0]) == (b"x", gateway)
+    with world.host.listen(loopback(version), 90) as listener:
+        with world.guest.connect(loopback(version), 9090) as client, accept(listener)[0] as server:
+            transfer(client, server, 5, 1 << 20)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(f"{tmp_path}/web")
+        assert client.recv(1) == b""
+    with (
+        world.guest.socket(family, socket.SOCK_DGRAM) as client,
+        world.guest.socket(family, socket.SOCK_DGRAM) as server,
+    ):
+        server.bind((any_of(version), 90))
+        server.settimeout(0.5)
+        client.sendto(b"to the host", (loopback(version), 9090))
+        with pytest.raises(TimeoutError):
+            server.recv(100)
+    assert process.poll() is None
 
 
 @BOTH
