@@ -152,5 +152,76 @@ def test_numbers_are_the_kernels(machine):
         assert theirs[name] == str(number), name
 
 
+PID = 4711
+DANGEROUS = {
+    *(
+        "execve",
+        "execveat",
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "kill",
+        "tkill",
+        "pidfd_open",
+    ),
+    *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "bpf", "userfaultfd", "keyctl"),
+}
+EPERM, ENOSYS = (sandbox.SECCOMP_RET_ERRNO | number for number in (errno.EPERM, errno.ENOSYS))
+ALLOW = sandbox.SECCOMP_RET_ALLOW
+
+
+def verdict(machine, number, *arguments, arch=None):
+    """What the filter says of a system call: classic BPF, as far as the filter has it, step by step."""
+    code = [*sandbox.INSTRUCTION.iter_unpack(sandbox.program(machine, PID))]
+    data = {sandbox.NUMBER: number, sandbox.ARCHITECTURE: arch or sandbox.AUDIT_ARCH[machine]}
+    data |= dict(zip(sandbox.ARGUMENTS, (*arguments, 0, 0, 0), strict=False))
+    at = accumulator = 0
+    while True:
+        what, yes, no, value = code[at]
+        at += 1
+        if what == sandbox.RETURN:
+            return value
+        if what == sandbox.LOAD:
+            accumulator = data[value]
+        else:
+            true = {
+                sandbox.JUMP_EQUAL: accumulator == value,
+                sandbox.JUMP_AT_LEAST: accumulator >= value,
+                sandbox.JUMP_ANY: bool(accumulator & value),
+            }[what]
+            at += yes if true else no
+
+
+@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+def test_what_the_filter_says(machine):
+    numbers = sandbox.NUMBERS[machine]
+    assert verdict(machine, {"x86_64": 0, "aarch64": 63}[machine]) == ALLOW  # read()
+    assert verdict(machine, 0, arch=0x40000003) == EPERM  # another machine's numbers
+    if machine == "x86_64":
+        assert verdict(machine, sandbox.X32_BIT) == EPERM
+    assert numbers.keys() >= DANGEROUS
+    for name in numbers.keys() - {*sandbox.CHECKED, "clone3"}:
+        assert verdict(machine, numbers[name]) == EPERM, name
+    assert verdict(machine, numbers["clone3"]) == ENOSYS
+
+
+@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+@pytest.mark.parametrize(
+    ("name", "allowed", "denied"),
+    (
+        ("clone", ((sandbox.CLONE_THREAD | 0x100,),), ((0x11,), (0,))),
+        ("tgkill", ((PID,),), ((1,), (0,))),
+        ("prlimit64", ((0,), (PID,)), ((1,),)),
+        ("fcntl", ((3, 1), (3, F_SETPIPE_SZ)), ((3, F_SETOWN), (3, F_SETSIG), (3, 15))),
+        ("ioctl", ((3, 0x5411),), ((3, FIOSETOWN), (3, 0x8902), (3, 0x5412))),
+        ("socket", ((1,), (2,), (10,), (16, 3, 0), (16, 3, 4)), ((40,), (16, 3, 12), (17, 3, 0))),
+    ),
+)
+def test_what_the_filter_says_of_arguments(machine, name, allowed, denied):
+    number = sandbox.NUMBERS[machine][name]
+    assert {verdict(machine, number, *arguments) for arguments in allowed} == {ALLOW}
+    assert {verdict(machine, number, *arguments) for arguments in denied} == {EPERM}
+
+
 def test_an_unknown_machine_has_no_filter():
     assert sandbox.program("pdp11", 1) == b""

@@ -35,6 +35,14 @@ def accept(listener):
     return sock, peer
 
 
+def both_ways(client, server, size):
+    """Bulk in both directions at once."""
+    up = Background(transfer, client, server, 1, size)
+    down = Background(transfer, server, client, 2, size)
+    up.result()
+    down.result()
+
+
 def host_of(world, version):
     return world.HOST4 if version == 4 else world.HOST6
 
@@ -75,10 +83,7 @@ def test_a_remote_client_reaches_the_guest_as_itself(forwarded, version):
         server, peer = accept(listener)
         with client, server:
             assert peer[:2] == client.getsockname()[:2]
-            up = Background(transfer, client, server, 1, 24 << 20)
-            down = Background(transfer, server, client, 2, 24 << 20)
-            up.result()
-            down.result()
+            both_ways(client, server, 24 << 20)
 
 
 def test_a_link_local_address_without_an_interface(world):
@@ -815,10 +820,7 @@ def test_other_mtus(world, mtu, version):
         client = world.remote.connect(host_of(world, version), 8080)
         server, _ = accept(listener)
         with client, server:
-            up = Background(transfer, client, server, 1, 4 << 20)
-            down = Background(transfer, server, client, 2, 4 << 20)
-            up.result()
-            down.result()
+            both_ways(client, server, 4 << 20)
 
 
 @BOTH
@@ -830,7 +832,4 @@ def test_clients_over_a_bad_path(isolated, version):
             client = world.remote.connect(host_of(world, version), 8080)
             server, _ = accept(listener)
             with client, server:
-                up = Background(transfer, client, server, 1, 4 << 20)
-                down = Background(transfer, server, client, 2, 4 << 20)
-                up.result()
-                down.result()
+                both_ways(client, server, 4 << 20)
