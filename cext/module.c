@@ -22,6 +22,7 @@ static PyStructSequence_Field run_fields[] = {
 	{"handle", "names the payload until the next drain()"},
 	{"mss", "option of a SYN, 0: none"},
 	{"wscale", "option of a SYN, -1: none"},
+	{"last_seq", "sequence number of the last segment"},
 	{NULL, NULL},
 };
 
@@ -29,7 +30,7 @@ static PyStructSequence_Desc run_desc = {
 	.name = "pysplice._cext.Run",
 	.doc = "Segments of one flow that follow each other.",
 	.fields = run_fields,
-	.n_in_sequence = 10,
+	.n_in_sequence = 11,
 };
 
 static PyStructSequence_Field datagrams_fields[] = {

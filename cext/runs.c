@@ -59,6 +59,7 @@ static int join_run(struct tap *self, const struct segment *seg, int frame)
 			return 0;
 	}
 	run->ack = seg->ack;
+	run->last_seq = seg->seq;
 	run->window = seg->window;
 	run->flags |= seg->flags;
 join:
@@ -87,6 +88,7 @@ void tap_add_segment(struct tap *self, const struct segment *seg,
 	run = &self->runs[self->run_count++];
 	run->first = *seg;
 	run->ack = seg->ack;
+	run->last_seq = seg->seq;
 	run->len = seg->len;
 	run->frames = 1;
 	run->window = seg->window;
@@ -117,6 +119,8 @@ PyObject *tap_make_run(struct tap *self, int index)
 	PyStructSequence_SetItem(run, 7, PyLong_FromUnsignedLongLong(handle));
 	PyStructSequence_SetItem(run, 8, PyLong_FromLong(r->first.mss));
 	PyStructSequence_SetItem(run, 9, PyLong_FromLong(r->first.wscale));
+	PyStructSequence_SetItem(run, 10,
+				 PyLong_FromUnsignedLong(r->last_seq));
 	if (PyErr_Occurred()) {
 		Py_DECREF(run);
 		return NULL;

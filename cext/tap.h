@@ -38,6 +38,7 @@ struct frame {
 struct run {
 	struct segment first;           /* seq, key, options of the first */
 	uint32_t ack;
+	uint32_t last_seq;              /* of the last segment */
 	uint32_t len;
 	uint32_t frames;
 	uint16_t window;

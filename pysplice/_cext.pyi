@@ -20,6 +20,7 @@ class Run(NamedTuple):
     handle: int
     mss: int  # option of a SYN, 0: none
     wscale: int  # option of a SYN, -1: none
+    last_seq: int  # of the last segment
 
 class Datagrams(NamedTuple):
     """UDP datagrams of one flow that follow each other."""

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .flows import Flow, Flows
-from .host import HostSocket, HostSockets, reset
+from .host import HostSocket, HostSockets
+from .linger import reset
 from .observe.log import Log
 from .observe.trace import WindowTrace
 from .observe.words import flow_name

@@ -479,9 +479,14 @@ class Forward:
     def listening(self) -> Iterable[Listener]:
         return list(self._listeners.values())
 
-    def close(self) -> None:
+    def close_all(self) -> None:
+        """Listen no more, and follow no ports; what was accepted goes on."""
+        self.rules.clear()
         for key in list(self._listeners):
             self._close(key)
+
+    def close(self) -> None:
+        self.close_all()
         for sock in self._diag.values():
             sock.close()
         self.epoll.close()

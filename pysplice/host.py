@@ -1,23 +1,22 @@
 """The host sockets: opens them, says which are ready, moves their bytes.
 
-Owns every host socket of a flow and the epoll instance that watches them.  Imports `_cext` and the
-constants of `tcp.doors`; decides nothing about a connection.
+Owns every host socket of a flow and the epoll instance that watches them.  Imports `_cext`, `linger` and
+the constants of `tcp.doors`; decides nothing about a connection.
 
 Readiness is edge-triggered: a connection reads until there is no more, so a socket whose guest is slow
 costs nothing.  The epoll instance is itself a descriptor that the loop watches: one wake-up of the loop
 yields all sockets that are ready, and arm() can ask again with EPOLL_CTL_MOD, which no loop offers.
 """
 
-import contextlib
 import errno
 import os
 import select
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from . import _cext
+from .linger import Lingerers, Lingering, reset, unsent
 from .tcp import doors
 
 # A connection's share of memory for bytes that its guest has not acknowledged.  What the tap's ring
@@ -33,11 +32,11 @@ POOL_WARM = 32
 # Room for what rounding adds to a window while bytes are kept (ROUNDED_UP_MAX in tcp/transfer.py, and one unit)
 KEEP_SLACK = 64 * 1024
 
+# Sockets whose guest is gone while their queue goes out
+LINGERING_MAX = 1024
+
 EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 EVENTS_PER_POLL = 256
-
-ABORT = struct.pack("ii", 1, 0)  # struct linger: a close() that resets
-
 
 WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
 WMEM_MAX_DEFAULT = 4 * 1024 * 1024
@@ -126,30 +125,29 @@ class HostSocket:
             return -(e.errno or errno.EIO)
         return 0
 
-    def close(self) -> None:
+    def close(self, with_reset: bool = False) -> None:
+        self._release()
+        kept, self._kept = self._kept, None
+        if kept is not None or unsent(self._sock) > 1:
+            # More than a FIN.  A socket that is closed with unread input, or gets more, drops what it has queued
+            # (tcp_close(), tcp_rcv_state_process())
+            self._hosts.lingering.add(Lingering(self._sock, kept, with_reset))
+        elif with_reset:
+            reset(self._sock)
+        else:
+            # A descriptor that is closed leaves the epoll instance by itself
+            self._sock.close()
+
+    def abort(self) -> None:
+        self._release()
+        self._kept = None
+        reset(self._sock)
+
+    def _release(self) -> None:
         self._hosts.forget(self)
         if self.stream is not None:
             self.stream.discard(len(self.stream))
             self._give_back(self.stream)
-        self._kept = None
-        # A descriptor that is closed leaves the epoll instance by itself
-        self._sock.close()
-
-    def abort(self) -> None:
-        reset_on_close(self._sock)
-        self.close()
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    """Have the peer see a reset when the socket is closed."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close a socket so that its peer sees a reset."""
-    reset_on_close(sock)
-    sock.close()
 
 
 def _tune(sock: socket.socket) -> None:
@@ -169,6 +167,7 @@ class HostSockets:
         self,
         send_run: Callable[[int, int, int, int], int],
         store_run: Callable[[int, _cext.Stream, int, int], None],
+        lingering_max: int = LINGERING_MAX,
     ) -> None:
         self.epoll = select.epoll()
         self.owners: dict[int, Any] = {}
@@ -177,6 +176,10 @@ class HostSockets:
         self.wmem_max = read_wmem_max()
         self._pools: dict[int, list[_cext.Stream]] = {STREAM_BYTES: [], STREAM_BYTES_MANY: []}
         self._lent = 0
+        self.lingering = Lingerers(self.epoll, lingering_max, self._arm)
+
+    def _arm(self, fd: int) -> None:
+        self.epoll.modify(fd, EVENTS)
 
     def fileno(self) -> int:
         """The descriptor that is readable while a socket is ready."""
@@ -247,4 +250,5 @@ class HostSockets:
             pool.append(stream)
 
     def close(self) -> None:
+        self.lingering.close()
         self.epoll.close()

@@ -25,8 +25,9 @@ from .datagram.plane import NEVER, Plane
 from .datagram.udp import FIRSTS_PER_EVENT, Udp, receive_first
 from .flows import Flow, Flows
 from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Listener, Policy
-from .host import HostSockets, reset
+from .host import HostSockets
 from .inside import Inside
+from .linger import reset
 from .observe import words
 from .observe.log import Log
 from .observe.trace import WindowTrace
@@ -37,16 +38,19 @@ from .splice import Splices
 from .tap import TapDevice, TapEnd
 from .tcp import small_queue
 from .tcp.doors import SYN, Run
-from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT
+from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
 from .translate import KEY4_LEN, Translation, pack, unpack
 from .unix import UnixListener
 
 IPV4_HEADER = 20
 TCP_HEADER = 20
 
-# How long what an ended command, or somebody in an ended namespace, has said may take to go out, seconds
+# How long what the guest has said may go on going out when its command, or its namespace, has ended: so many
+# seconds without progress, and so many in all
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
+LINGER_MOST = 300.0
+LINGER_LOOK = 0.5
 
 LAST_BATCHES = 16
 
@@ -90,6 +94,7 @@ class Proxy:
         self._status = 0
         self._command = False
         self._ending = False
+        self._waited_for: object = None  # what the guest had said and was not passed on, at the last look
 
         vnet = tap is not None and tap.vnet
         segment = small_queue.LARGE if vnet else link.mtu - IPV4_HEADER - TCP_HEADER
@@ -259,19 +264,39 @@ class Proxy:
         """The command or the namespace has ended: what it has said still goes out, if that is soon."""
         self._status = status
         self._ending = True
-        linger = LINGER_COMMAND if self._command else LINGER_NAMESPACE
-        self._loop.call_later(linger, self.stop, status)
+        # Their ports are free for whoever comes next
+        self.forward.close_all()
         if self.tap is not None:
             self._on_tap()
-        elif not len(self.splices):
-            self.stop(status)
+        now = time.monotonic()
+        self._finish(now, now)
 
-    def _all_said(self) -> bool:
-        """True if no connection waits for the rest of what its guest had to say."""
-        facts = (flow.connection.facts for flow in self.flows.all())
-        return not len(self.splices) and not any(
-            held & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED for held in facts
-        )
+    def _unsaid(self) -> object:
+        """What the guest has said and is not in the host's kernel yet, to be compared; empty if all is.
+
+        What the remote host says counts no more, and what the host's kernel has goes out without us.
+        """
+        flows = (flow.connection for flow in self.flows.all())
+        waiting = [
+            (c.seq_from_tap, c.kept)
+            for c in flows
+            if c.facts & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED
+        ]
+        kept = self.hosts.lingering.kept if self.hosts is not None else 0
+        spliced = self.splices.unsaid()
+        return (waiting, kept, spliced) if waiting or kept or spliced else ()
+
+    def _finish(self, began: float, moved: float) -> None:
+        """Stop once all is said, or no progress is made any more; `began` and `moved` say since when."""
+        now = time.monotonic()
+        waited_for = self._unsaid()
+        if waited_for != self._waited_for:
+            self._waited_for, moved = waited_for, now
+        patience = LINGER_COMMAND if self._command else LINGER_NAMESPACE
+        if not waited_for or now - moved >= patience or now - began >= LINGER_MOST:
+            self.stop(self._status)
+        else:
+            self._loop.call_later(LINGER_LOOK, self._finish, began, moved)
 
     def _bury(self) -> None:
         """The end of all flows: what was passed on completely is the kernel's to deliver."""
@@ -284,7 +309,8 @@ class Proxy:
                     break
                 self._take_runs(*batch)
         for flow in self.flows.all():
-            if flow.connection.facts & SOCK_FIN_SENT:
+            # What is kept goes with it, as far as the kernel takes it at once
+            if flow.connection.facts & TAP_FIN_RCVD:
                 flow.connection.host.close()
             else:
                 flow.connection.host.abort()
@@ -370,7 +396,9 @@ class Proxy:
         settle = self.flows.settle
         for fd, ready in self.hosts.poll():
             flow = owners.get(fd)
-            if flow is not None:
+            if flow is None:
+                self.hosts.lingering.on_ready(fd, ready)
+            else:
                 try:
                     flow.connection.on_host(ready, now)
                 except Exception as e:
@@ -380,7 +408,7 @@ class Proxy:
                     self._say_end(flow)
         self._set_timer()
         self._resume_later(now)
-        if self._ending and self._all_said():
+        if self._ending and not self._unsaid():
             self.stop(self._status)
 
     def _failed(self, flow: Flow | None, error: Exception) -> None:
@@ -392,6 +420,8 @@ class Proxy:
 
     def _set_timer(self) -> None:
         at = self.flows.next_deadline()
+        if self.hosts is not None and len(self.hosts.lingering):
+            at = min(at, self.hosts.lingering.next_deadline())
         if at < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -402,7 +432,10 @@ class Proxy:
         self._timer = None
         self._timer_at = float("inf")
         # The loop counts in milliseconds, and may be one early
-        self.flows.expire(time.monotonic() + 0.001, self._failed)
+        now = time.monotonic() + 0.001
+        self.flows.expire(now, self._failed)
+        if self.hosts is not None:
+            self.hosts.lingering.expire(now)
         self._set_timer()
 
     def _trace_failed(self, why: str) -> None:
@@ -577,7 +610,7 @@ class Proxy:
             reset(sock)
         elif listener.rule.side == GUEST:
             server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self.splices.start(sock, server, target, name)
+            self.splices.start(sock, server, target, name, from_guest=True)
         elif self.inside is None:
             reset(sock)
         else:

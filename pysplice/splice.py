@@ -1,6 +1,6 @@
 """The short cut for loopback connections: socket to socket, without the tap.
 
-Owns the sockets and pipes of its connections and the epoll instance that watches them.  Imports one function of `host`.
+Owns the sockets and pipes of its connections and the epoll instance that watches them.  Imports one function of `linger`.
 
 Bytes go by splice(2) from a socket into a pipe and from there into the other socket: the kernel moves pages, and
 none of them comes to this process.  A pipe is borrowed while it holds something.  Each direction ends by itself
@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from .host import reset_on_close
+from .linger import reset_on_close
 
 EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 PIPE_BYTES = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
@@ -36,7 +36,7 @@ class Direction:
     `urgent`: the source has urgent data, which splice(2) stops in front of.
     """
 
-    __slots__ = ("ended", "failed", "held", "pipe", "said", "source", "target", "urgent")
+    __slots__ = ("ended", "failed", "held", "moved", "pipe", "said", "source", "target", "urgent")
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source = source
@@ -45,6 +45,7 @@ class Direction:
         self.target = target
         self.pipe: tuple[int, int] | None = None
         self.held = 0
+        self.moved = 0  # bytes so far
         self.ended = False  # the source has said all
         self.said = False  # and so has the target
 
@@ -52,9 +53,12 @@ class Direction:
 class Splice:
     """Two sockets; `client` was accepted, `server` connects."""
 
-    __slots__ = ("broken", "client", "directions", "name", "server", "state")
+    __slots__ = ("broken", "client", "directions", "from_guest", "name", "server", "state")
 
-    def __init__(self, client: socket.socket, server: socket.socket, name: str) -> None:
+    def __init__(
+        self, client: socket.socket, server: socket.socket, name: str, from_guest: bool
+    ) -> None:
+        self.from_guest = from_guest
         self.client = client
         self.server = server
         self.name = name
@@ -83,9 +87,24 @@ class Splices:
     def all(self) -> list[Splice]:
         return list(dict.fromkeys(self._by_fd.values()))
 
-    def start(self, client: socket.socket, server: socket.socket, address: Any, name: str = "") -> None:
-        """Connect `server` to `address`, and splice the two.  The client is reset where that fails."""
-        splice = Splice(client, server, name)
+    def unsaid(self) -> list[tuple[int, int]]:
+        """Of each connection whose guest's direction has not ended: its number, and the bytes that went that way."""
+        waiting = ((splice, splice.directions[not splice.from_guest]) for splice in self.all())
+        return [(id(splice), direction.moved) for splice, direction in waiting if not direction.said]
+
+    def start(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        address: Any,
+        name: str = "",
+        from_guest: bool = False,
+    ) -> None:
+        """Connect `server` to `address`, and splice the two.  The client is reset where that fails.
+
+        `from_guest`: the client is in the namespace, and the server on the host.
+        """
+        splice = Splice(client, server, name, from_guest)
         for sock in (client, server):
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -206,6 +225,7 @@ class Splices:
             except BlockingIOError:
                 return False
             direction.held -= n
+            direction.moved += n
         else:
             return True
         self._give_back(direction)

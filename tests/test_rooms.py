@@ -35,16 +35,16 @@ ALLOWED = {
     "control": {"config", "ports", "unix"},
     "setup": {"config", "inside"},
     "proxy": {
-        *("births", "control", "datagram", "flows", "forward", "host", "inside", "observe", "ports"),
-        *("services", "splice", "tap", "tcp", "translate", "unix", "_cext"),
+        *("births", "control", "datagram", "flows", "forward", "host", "inside", "linger", "observe"),
+        *("ports", "services", "splice", "tap", "tcp", "translate", "unix", "_cext"),
     },
-    "births": {"flows", "host", "observe", "tap", "tcp", "translate"},
+    "births": {"flows", "host", "linger", "observe", "tap", "tcp", "translate"},
     "forward": {"_cext", "config", "inside", "ports", "translate", "unix"},
-    "splice": {"host"},
+    "splice": {"linger"},
     "datagram": {"_cext", "inside", "observe", "services", "tap", "translate"},
     "flows": {"tcp"},
     "tap": {"_cext", "services", "tcp"},
-    "host": {"_cext", "tcp"},
+    "host": {"_cext", "linger", "tcp"},
 }
 
 

@@ -61,7 +61,7 @@ class Connection(Transfer):
             return
 
         if not self._acknowledged(run, now):
-            # RFC 9293, 3.10.7.4: it acknowledges what was never sent
+            # RFC 9293, 3.10.7.4, RFC 5961, 5.2: it acknowledges what was never sent, or is far too old
             self._ack()
             return
         if self.facts & CLOSED:
@@ -194,6 +194,8 @@ class Connection(Transfer):
         if flags & RST:
             if run.seq == self.seq_from_tap:
                 self._abort_host()
+            elif self.facts & TAP_SYN_ACK_SENT and self._in_window(run.seq):
+                self._ack()  # RFC 5961, section 3.2
             return False
         if flags & SYN:
             if run.seq != self.irs:
@@ -237,11 +239,15 @@ class Connection(Transfer):
         if run.flags & RST:
             if run.seq == self.seq_from_tap:
                 self.error = errno.ECONNRESET
-                self._abort_host()
+                self._leave_host()
                 return
-            if not 0 <= seq.diff(run.seq, self.seq_from_tap) < self._room_left():
+            if not self._in_window(run.seq):
                 return
         self._ack()
+
+    def _in_window(self, number: int) -> bool:
+        """True for a sequence number that the guest may use now."""
+        return 0 <= seq.diff(number, self.seq_from_tap) < self._room_left()
 
     # Timers
 

@@ -26,7 +26,8 @@ CLOSING = 0x2000  # EPOLLRDHUP: the remote host will send no more
 class Run(Protocol):
     """Segments of one flow that follow each other, as they came from the tap.
 
-    `frames` counts them; for bare acknowledgements it counts how often the last one was seen.
+    `frames` counts them; for bare acknowledgements it counts how often the last one was seen.  `last_seq` is the
+    sequence number of the last of them.
     `window` is not scaled.  `mss` (0: none) and `wscale` (-1: none) are the options of a SYN.
     """
 
@@ -48,6 +49,8 @@ class Run(Protocol):
     def mss(self) -> int: ...
     @property
     def wscale(self) -> int: ...
+    @property
+    def last_seq(self) -> int: ...
 
 
 class SocketFacts(NamedTuple):
@@ -129,8 +132,11 @@ class HostDoor(Protocol):
     def shutdown(self) -> int:
         """No more data towards the remote host: it sees a FIN."""
 
-    def close(self) -> None:
-        """Give the socket back; queued data is still delivered."""
+    def close(self, reset: bool = False, /) -> None:
+        """Give the socket back.  What is queued and kept is still delivered, then the remote host sees the end.
+
+        With `reset` it sees a RST instead of the end.
+        """
 
     def abort(self) -> None:
-        """Give the socket back with a RST to the remote host."""
+        """Give the socket back with a RST to the remote host, at once."""

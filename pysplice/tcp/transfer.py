@@ -62,6 +62,7 @@ class Transfer:
     __slots__ = (
         "ack_due",
         "armed",
+        "bytes_acked",
         "dup_acks",
         "error",
         "estimate",
@@ -92,8 +93,11 @@ class Transfer:
         "tap",
         "trace",
         "unanswered",
+        "wnd_ack",
         "wnd_edge_to_tap",
         "wnd_from_tap",
+        "wnd_max_from_tap",
+        "wnd_seq",
         "ws_from_tap",
         "ws_to_tap",
         "wscale_ok",
@@ -136,7 +140,11 @@ class Transfer:
         self.seq_to_tap = isn
         self.seq_ack_from_tap = isn
         self.stream_len = 0  # bytes taken from the host socket and not acknowledged
-        self.wnd_from_tap = 0
+        self.bytes_acked = 0
+        self.wnd_from_tap = 0  # SND.WND
+        self.wnd_max_from_tap = 0  # MAX.SND.WND (RFC 5961, section 5.2)
+        self.wnd_seq = 0  # SND.WL1: the segment that the window was taken from
+        self.wnd_ack = isn  # SND.WL2: what that segment acknowledged
         self.mss_to_tap = mss
         self.wscale_ok = True
         self.ws_from_tap = 0
@@ -168,7 +176,8 @@ class Transfer:
         self.seq_from_tap = seq.add(run.seq, 1)
         # What our SYN has offered counts from here
         self.wnd_edge_to_tap = seq.add(self.seq_from_tap, self.wnd_edge_to_tap)
-        self.wnd_from_tap = run.window
+        self.wnd_from_tap = self.wnd_max_from_tap = run.window
+        self.wnd_seq = run.seq
         self.mss_to_tap = min(max(run.mss or MSS_DEFAULT, MSS_MIN), self.mss_from_tap)
         # RFC 7323, section 2.2: both ends scale or none does
         self.wscale_ok = run.wscale >= 0
@@ -208,6 +217,9 @@ class Transfer:
         self.ack_due = True
         if run.flags & FIN and self.seq_from_tap == seq.add(run.seq, run.length):
             self.seq_from_tap = seq.add(self.seq_from_tap, 1)
+            if self._room_left() < 0:
+                # The window was closed: the FIN is one beyond its edge, and takes the edge with it
+                self.wnd_edge_to_tap = self.seq_from_tap
             self._learn(TAP_FIN_RCVD)
             self._ack()
             if not self.kept:
@@ -399,27 +411,36 @@ class Transfer:
         return reading and self.wnd_from_tap > self._in_flight()
 
     def _acknowledged(self, run: Run, now: float) -> bool:
-        """The acknowledgement and window of an acceptable segment; False if it is for what was never sent."""
+        """The acknowledgement and window of an acceptable segment; False if it is for what was never sent.
+
+        False too if it is older than anything that can still be under way (RFC 5961, section 5.2).
+        """
         advance = seq.diff(run.ack, self.seq_ack_from_tap)
         in_flight = self._in_flight()
         if advance < 0:
-            return True
+            return advance >= -min(self.wnd_max_from_tap, self.bytes_acked)
         if advance > in_flight:
             return False
         wnd = run.window << self.ws_from_tap
         bare = not run.length and not run.flags & FIN
+        same = wnd == self.wnd_from_tap
+        # RFC 9293, 3.10.7.4: a window counts if its segment was sent after the one that the last came from
+        newer = seq.diff(run.last_seq, self.wnd_seq)
+        if newer > 0 or (newer == 0 and seq.diff(run.ack, self.wnd_ack) >= 0):
+            self.wnd_seq, self.wnd_ack = run.last_seq, run.ack
+            self.wnd_from_tap = wnd
+            if wnd > self.wnd_max_from_tap:
+                self.wnd_max_from_tap = wnd
         if advance == 0:
             # RFC 5681, section 2: what makes an acknowledgement a duplicate
-            if bare and in_flight and wnd == self.wnd_from_tap:
+            if bare and in_flight and same:
                 self.dup_acks += run.frames
-                if self.dup_acks >= DUP_ACKS and self.recover < 0:
-                    self.recover = self.seq_to_tap
-                    self._retransmit()
-            self.wnd_from_tap = wnd
+                self._count_duplicates()
             return True
 
-        self.wnd_from_tap = wnd
         self.seq_ack_from_tap = run.ack
+        self.bytes_acked += advance
+        # The run may repeat the acknowledgement that it has moved forward to
         self.dup_acks = run.frames - 1 if bare else 0
         self.round_trip.acknowledged(run.ack, now)
         self.retransmit_at = now + self.round_trip.rto if advance < in_flight else NEVER
@@ -434,10 +455,18 @@ class Transfer:
             else:
                 # RFC 6582, section 3.2: a partial acknowledgement points at the next hole
                 self._retransmit()
+        elif self.dup_acks and advance < in_flight:
+            self._count_duplicates()
         if advance == in_flight and self.facts & TAP_FIN_SENT and not self.facts & TAP_FIN_ACKED:
             self._learn(TAP_FIN_ACKED)
             self._finish()
         return True
+
+    def _count_duplicates(self) -> None:
+        """Fast retransmit (RFC 5681, section 3.2)."""
+        if self.dup_acks >= DUP_ACKS and self.recover < 0:
+            self.recover = self.seq_to_tap
+            self._retransmit()
 
     def _pump(self, now: float) -> None:
         """Move what the host socket has to the guest, as far as the guest's window goes."""
@@ -580,9 +609,18 @@ class Transfer:
         """The guest answers no more."""
         self._send_reset()
         self.error = errno.ETIMEDOUT
-        self._abort_host()
+        self._leave_host()
+
+    def _leave_host(self) -> None:
+        """The guest has reset the connection, or is gone: so it ends for the remote host.
+
+        What was acknowledged still goes there first.  Behind the guest's FIN it is complete, and ends as such;
+        otherwise it is not, and the remote host is told so by a reset.
+        """
+        self.host.close(not self.facts & TAP_FIN_RCVD)
+        self._learn(CLOSED)
 
     def _abort_host(self) -> None:
-        """The guest has reset the connection, or is gone: so it ends for the remote host."""
+        """Nothing was acknowledged yet, or nothing can be relied on: the remote host sees a reset at once."""
         self.host.abort()
         self._learn(CLOSED)

@@ -25,6 +25,11 @@ class FakeRun:
     mss: int = 0
     wscale: int = -1
     handle: int = 0
+    last: int = 0  # where the last segment of several begins, counted from the first
+
+    @property
+    def last_seq(self) -> int:
+        return (self.seq + self.last) & 0xFFFFFFFF
 
     @property
     def length(self) -> int:
@@ -220,9 +225,12 @@ class FakeHost:
         self.shut = True
         return -self.failure
 
-    def close(self):
+    def close(self, reset=False):
         assert not self.closed
-        self.closed = "closed"
+        if reset:
+            self.closed = "reset at the end" if self.outbox or self.kept else "aborted"
+        else:
+            self.closed = "closed"
 
     def abort(self):
         assert not self.closed

@@ -4,13 +4,14 @@ import errno
 
 import pytest
 
-from pysplice.tcp import seq
+from pysplice.tcp import seq, window
 from pysplice.tcp.connection import RETRIES, SYN_ACK_RETRIES
 from pysplice.tcp.doors import ACK, CLOSING, ERROR, FIN, HANGUP, PSH, READABLE, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
 from pysplice.tcp.timing import NEVER
 from pysplice.tcp.transfer import DUP_ACKS
 
+from ..doors.fakes import FakeRun
 from .scene import ISN, Scene
 
 # Handshake
@@ -662,3 +663,94 @@ def test_a_syn_ack_again_is_acknowledged_again():
     scene.answered()
     (ack,) = scene.answered()
     assert (ack.flags, ack.ack) == (ACK, scene.next)
+
+
+# What was acknowledged arrives
+
+
+@pytest.mark.parametrize("kept", (False, True))
+@pytest.mark.parametrize("how", ("reset", "silence"))
+def test_behind_its_fin_the_guest_takes_nothing_back(kept, how):
+    """Not by a RST that its kernel sends for a connection that it has forgotten, nor by being gone."""
+    queue = {"sndbuf": 20_000, "overhead": 2.0, "snd_wnd": 60_000, "estimate": window.peer} if kept else {}
+    scene = Scene(**queue).established()
+    scene.guest(b"x" * 20_000)
+    assert bool(scene.host.kept) == kept
+    scene.guest(flags=FIN | ACK)
+    if how == "reset":
+        scene.advance(45)
+        scene.guest(flags=RST)
+    else:
+        scene.advance(1000)
+    assert scene.facts & CLOSED
+    assert scene.host.closed == "closed"
+
+
+def test_before_its_fin_the_reset_comes_behind_what_was_acknowledged():
+    scene = Scene().established()
+    scene.guest(b"x" * 20_000)
+    scene.guest(flags=RST)
+    assert scene.facts & CLOSED and scene.host.closed == "reset at the end"
+
+
+def test_a_fin_on_a_closed_window():
+    """It is one beyond the edge, and the field says 0, not -1 (RFC 9293, 3.8.6)."""
+    scene = Scene(wscale=-1, sndbuf=4608).established()
+    while scene.connection._room_left() > 0:
+        scene.guest(b"x" * min(scene.connection._room_left(), 1460))
+    (answer,) = scene.guest(flags=FIN | ACK)
+    assert answer.window == 0
+
+
+def test_the_window_of_an_older_segment_does_not_count():
+    """RFC 9293, 3.10.7.4: SND.WL1 and SND.WL2."""
+    scene = Scene().established()
+    scene.guest(window=0)
+    scene.remote(b"a" * 3000)
+    (data,) = [s for s in scene.guest(at=10, window=512) if s.payload]  # it has overtaken the next one
+    assert len(data.payload) == 3000
+    scene.guest(b"0123456789", window=0)
+    assert scene.connection.wnd_from_tap == 512 << 7
+
+
+def test_the_window_of_a_run_is_that_of_its_last_segment():
+    """Segments that were sent between the first and the last of a run are older than its window."""
+    scene = Scene().established()
+    run = FakeRun(scene.next, scene.acked, 100, payload=b"x" * 3000, frames=3, last=2000)
+    scene.connection.on_tap(scene.host.offer(run), scene.now)
+    scene.next = seq.add(scene.next, 1000)
+    scene.guest(window=0)
+    assert scene.connection.wnd_from_tap == 100 << 7
+
+
+def test_duplicates_in_the_run_of_the_acknowledgement_that_they_repeat():
+    """RFC 5681, 3.2: the third starts fast retransmit, however the batches fall."""
+    scene = Scene().established()
+    scene.remote(b"a" * 14_600)
+    (resent,) = [s for s in scene.ack(1460, frames=4) if s.payload]
+    assert resent.seq == scene.acked
+    scene = Scene().established()
+    scene.remote(b"a" * 14_600)
+    assert not [s for s in scene.ack(1460, frames=3) if s.payload]
+
+
+@pytest.mark.parametrize("back, challenged", ((1, False), (10_000, False), (10_001, True), (1 << 30, True)))
+def test_an_acknowledgement_that_is_far_too_old(back, challenged):
+    """RFC 5961, section 5.2: it is answered, and nothing in its segment counts."""
+    scene = Scene().established()
+    scene.remote(b"a" * 10_000)
+    scene.ack(10_000)
+    before = scene.connection.seq_from_tap
+    sent = scene.guest(b"data", ack=seq.add(scene.acked, -back))
+    assert (scene.connection.seq_from_tap == before) == challenged
+    assert [s.flags for s in sent] == [ACK]
+
+
+def test_a_reset_in_the_window_during_the_handshake_is_challenged():
+    """RFC 5961, section 3.2."""
+    scene = Scene()
+    scene.connected()
+    (challenge,) = scene.guest(flags=RST, at=5)
+    assert (challenge.flags, challenge.ack) == (ACK, scene.next)
+    assert scene.guest(flags=RST, at=10_000_000) == []
+    assert not scene.facts & CLOSED
