@@ -7,6 +7,8 @@
  * joined where the other side takes it so (UDP_SEGMENT, USO of the tap), and
  * one by one where it does not.  Towards the guest those that are larger than
  * the MTU go in fragments.
+ *
+ * system calls (serve): recvmmsg sendmmsg sendmsg
  */
 #include "datagram.h"
 
@@ -38,21 +40,62 @@ struct packets {
 	struct module_state *state;
 	PyObject *module;
 	uint8_t *memory;
+	/* The last batch received: slots in use, and what is in them */
+	int count;
+	uint32_t len[BATCH];
+	uint16_t gso_size[BATCH];
 };
 
+/* Where datagrams go: a socket address, and ancillary data (cmsg(3)) that says
+ * from which address, by which interface and with which hop limit. */
+struct route {
+	Py_buffer address;
+	Py_buffer control;
+};
+
+/* What the caller's ancillary data may take, and a UDP_SEGMENT behind it */
+#define CONTROL_MAX 128
+
 union control {
-	char bytes[CMSG_SPACE(sizeof(int))];
+	char bytes[CONTROL_MAX + CMSG_SPACE(sizeof(int))];
 	struct cmsghdr align;
 };
 
+static void route_release(struct route *route)
+{
+	PyBuffer_Release(&route->address);
+	PyBuffer_Release(&route->control);
+}
+
+/* The control data is copied to the kernel as it is, and checked there. */
+static int route_ok(const struct route *route)
+{
+	if ((size_t)route->address.len <= sizeof(struct sockaddr_in6) &&
+	    route->control.len <= CONTROL_MAX)
+		return 1;
+	PyErr_SetString(PyExc_ValueError, "address or control data too long");
+	return 0;
+}
+
+static void set_route(struct msghdr *msg, const struct route *route)
+{
+	msg->msg_name = route->address.len ? route->address.buf : NULL;
+	msg->msg_namelen = (socklen_t)route->address.len;
+	msg->msg_control = route->control.len ? route->control.buf : NULL;
+	msg->msg_controllen = (size_t)route->control.len;
+}
+
 static void set_gso(struct msghdr *msg, union control *control, uint16_t size)
 {
+	size_t before = CMSG_ALIGN(msg->msg_controllen);
 	struct cmsghdr *cmsg;
 
 	memset(control, 0, sizeof(*control));
+	if (msg->msg_controllen)
+		memcpy(control->bytes, msg->msg_control, msg->msg_controllen);
 	msg->msg_control = control;
-	msg->msg_controllen = CMSG_SPACE(sizeof(size));
-	cmsg = CMSG_FIRSTHDR(msg);
+	msg->msg_controllen = before + CMSG_SPACE(sizeof(size));
+	cmsg = (struct cmsghdr *)(control->bytes + before);
 	cmsg->cmsg_level = SOL_UDP;
 	cmsg->cmsg_type = UDP_SEGMENT;
 	cmsg->cmsg_len = CMSG_LEN(sizeof(size));
@@ -65,47 +108,50 @@ static size_t count_of(size_t len, size_t gso_size)
 	return gso_size && len > gso_size ? (len + gso_size - 1) / gso_size : 1;
 }
 
-/* Send PAYLOAD as datagrams of GSO_SIZE one by one; the last error or 0. */
-static int send_each(int fd, uint8_t *payload, size_t len, size_t gso_size)
+static int send_message(int fd, struct msghdr *msg)
 {
-	int error = 0;
+	return sendmsg(fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
 
-	for (size_t done = 0; done < len; done += gso_size) {
-		size_t part = len - done < gso_size ? len - done : gso_size;
+/* Send a payload, which is datagrams of GSO_SIZE each: joined if the kernel
+ * takes that, else one by one; 0 or the last error. */
+static int send_one(int fd, struct iovec *iov, size_t gso_size,
+		    const struct route *route)
+{
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 1 };
+	size_t count = count_of(iov->iov_len, gso_size), done = 0;
+	union control control;
+	struct iovec part;
+	int error = 0, rc;
 
-		if (send(fd, payload + done, part,
-			 MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-			error = -errno;
+	set_route(&msg, route);
+	if (count > 1 && count <= GSO_MAX) {
+		set_gso(&msg, &control, (uint16_t)gso_size);
+		rc = send_message(fd, &msg);
+		/* Over a path with a smaller MTU, or without the offload */
+		if (rc != -EINVAL && rc != -EMSGSIZE && rc != -EIO &&
+		    rc != -EOPNOTSUPP)
+			return rc;
+		set_route(&msg, route);
+	}
+	if (count == 1)
+		return send_message(fd, &msg);
+	msg.msg_iov = &part;
+	for (; done < iov->iov_len; done += part.iov_len) {
+		part.iov_base = (uint8_t *)iov->iov_base + done;
+		part.iov_len = iov->iov_len - done < gso_size ?
+				       iov->iov_len - done :
+				       gso_size;
+		rc = send_message(fd, &msg);
+		if (rc)
+			error = rc;
 	}
 	return error;
 }
 
-/* Send payload N of IOV, which is datagrams of GSO_SIZE each: joined if the
- * kernel takes that. */
-static int send_one(int fd, struct iovec *iov, size_t gso_size)
-{
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 1 };
-	size_t count = count_of(iov->iov_len, gso_size);
-	union control control;
-	ssize_t n;
-
-	if (count > 1 && count <= GSO_MAX) {
-		set_gso(&msg, &control, (uint16_t)gso_size);
-		n = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-		/* Over a path with a smaller MTU, or without the offload */
-		if (n >= 0 || (errno != EINVAL && errno != EMSGSIZE &&
-			       errno != EIO && errno != EOPNOTSUPP))
-			return n < 0 ? -errno : 0;
-	}
-	if (count > 1)
-		return send_each(fd, iov->iov_base, iov->iov_len, gso_size);
-	n = sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-	return n < 0 ? -errno : 0;
-}
-
-/* Send the datagrams from SKIP on; how many went out, or -errno of the first. */
+/* Send these payloads; how many went out, or -errno of the first. */
 static int send_batch(int fd, struct iovec *iov, const uint16_t *gso_size,
-		      int count)
+		      int count, const struct route *route)
 {
 	struct mmsghdr msgs[BATCH];
 	int done = 0;
@@ -117,6 +163,7 @@ static int send_batch(int fd, struct iovec *iov, const uint16_t *gso_size,
 		while (done + plain < count && plain < BATCH &&
 		       count_of(iov[done + plain].iov_len,
 				gso_size[done + plain]) == 1) {
+			set_route(&msgs[plain].msg_hdr, route);
 			msgs[plain].msg_hdr.msg_iov = &iov[done + plain];
 			msgs[plain].msg_hdr.msg_iovlen = 1;
 			plain++;
@@ -127,7 +174,7 @@ static int send_batch(int fd, struct iovec *iov, const uint16_t *gso_size,
 			if (n < 0)
 				n = -errno;
 		} else {
-			n = send_one(fd, &iov[done], gso_size[done]);
+			n = send_one(fd, &iov[done], gso_size[done], route);
 			n = n < 0 ? n : 1;
 		}
 		if (n < 0)
@@ -139,26 +186,29 @@ static int send_batch(int fd, struct iovec *iov, const uint16_t *gso_size,
 	return done;
 }
 
-/* send(tap, handle, fd, skip) -> frames sent, or -errno of the first */
+/* send(tap, handle, fd, skip, address, control) -> frames sent, or -errno of
+ * the first */
 static PyObject *packets_send(PyObject *obj, PyObject *args)
 {
 	struct packets *self = (struct packets *)obj;
 	uint16_t gso_size[BATCH_FRAMES];
 	struct iovec iov[BATCH_FRAMES];
+	int fd, skip, count = 0, n = 0;
 	unsigned long long handle;
-	int fd, skip, count = 0;
+	struct route route;
 	struct run *run;
 	struct tap *tap;
 
-	if (!PyArg_ParseTuple(args, "O!Kii:send", self->state->tap_type, &tap,
-			      &handle, &fd, &skip))
+	if (!PyArg_ParseTuple(args, "O!Kiiy*y*:send", self->state->tap_type,
+			      &tap, &handle, &fd, &skip, &route.address,
+			      &route.control))
 		return NULL;
 	run = tap_find_run(tap, handle);
-	if (!run)
-		return NULL;
+	if (!run || !route_ok(&route))
+		goto out;
 	if (!run->first.udp || skip < 0) {
 		PyErr_SetString(PyExc_ValueError, "not datagrams");
-		return NULL;
+		goto out;
 	}
 	for (int i = run->head; i >= 0; i = tap->frames[i].next) {
 		if (skip) {
@@ -169,69 +219,232 @@ static PyObject *packets_send(PyObject *obj, PyObject *args)
 		iov[count].iov_len = tap->frames[i].len;
 		gso_size[count++] = tap->frames[i].gso_size;
 	}
-	return PyLong_FromLong(send_batch(fd, iov, gso_size, count));
+	n = send_batch(fd, iov, gso_size, count, &route);
+out:
+	route_release(&route);
+	return PyErr_Occurred() ? NULL : PyLong_FromLong(n);
 }
 
-/* Receive up to COUNT datagrams into the slots; how many, or -errno. */
-static int receive_batch(struct packets *self, int fd, int count,
-			 struct iovec *iov, uint16_t *gso_size)
+/* send_bytes(payload, fd, address, control) -> 0 or -errno */
+static PyObject *packets_send_bytes(PyObject *obj, PyObject *args)
 {
-	union control controls[BATCH];
-	struct mmsghdr msgs[BATCH];
-	int n;
+	struct route route;
+	Py_buffer payload;
+	int fd, rc = 0;
 
-	memset(msgs, 0, sizeof(msgs[0]) * (size_t)count);
-	for (int i = 0; i < count; i++) {
-		iov[i].iov_base = self->memory + SLOT * (size_t)i + HEADROOM;
-		iov[i].iov_len = 65536;
-		msgs[i].msg_hdr.msg_iov = &iov[i];
-		msgs[i].msg_hdr.msg_iovlen = 1;
-		msgs[i].msg_hdr.msg_control = &controls[i];
-		msgs[i].msg_hdr.msg_controllen = sizeof(controls[i]);
+	(void)obj;
+	if (!PyArg_ParseTuple(args, "y*iy*y*:send_bytes", &payload, &fd,
+			      &route.address, &route.control))
+		return NULL;
+	if (route_ok(&route)) {
+		struct iovec iov = { payload.buf, (size_t)payload.len };
+
+		rc = send_one(fd, &iov, 0, &route);
 	}
-	n = recvmmsg(fd, msgs, (unsigned)count, MSG_DONTWAIT, NULL);
-	if (n < 0)
-		return -errno;
-	for (int i = 0; i < n; i++) {
-		struct msghdr *msg = &msgs[i].msg_hdr;
+	PyBuffer_Release(&payload);
+	route_release(&route);
+	return PyErr_Occurred() ? NULL : PyLong_FromLong(rc);
+}
 
-		iov[i].iov_len = msgs[i].msg_len;
-		gso_size[i] = 0;
-		for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg); cmsg;
-		     cmsg = CMSG_NXTHDR(msg, cmsg)) {
-			int size;
+/* What is known of one datagram of a batch beside its payload. */
+struct arrival {
+	uint8_t peer[sizeof(struct sockaddr_in6)];
+	socklen_t peer_len;
+	uint8_t local[16];              /* the address that it was sent to */
+	size_t local_len;
+	int interface;
+};
 
-			if (cmsg->cmsg_level != SOL_UDP ||
-			    cmsg->cmsg_type != UDP_GRO)
-				continue;
-			memcpy(&size, CMSG_DATA(cmsg), sizeof(size));
+static void read_control(struct msghdr *msg, struct arrival *arrival,
+			 uint16_t *gso_size)
+{
+	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
+
+	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg); cmsg;
+	     cmsg = CMSG_NXTHDR(msg, cmsg)) {
+		const void *data = CMSG_DATA(cmsg);
+		struct in_pktinfo info4;
+		struct in6_pktinfo info6;
+		int size;
+
+		if (cmsg->cmsg_level == SOL_UDP &&
+		    cmsg->cmsg_type == UDP_GRO) {
+			memcpy(&size, data, sizeof(size));
 			if (size > 0 && size < 65536)
-				gso_size[i] = (uint16_t)size;
+				*gso_size = (uint16_t)size;
+		} else if (cmsg->cmsg_level == IPPROTO_IP &&
+			   cmsg->cmsg_type == IP_PKTINFO) {
+			memcpy(&info4, data, sizeof(info4));
+			/* Where it can be answered from: of a broadcast, the
+			 * interface's own */
+			memcpy(arrival->local, &info4.ipi_spec_dst, 4);
+			arrival->local_len = 4;
+			arrival->interface = info4.ipi_ifindex;
+		} else if (cmsg->cmsg_level == IPPROTO_IPV6 &&
+			   cmsg->cmsg_type == IPV6_PKTINFO) {
+			memcpy(&info6, data, sizeof(info6));
+			arrival->interface = (int)info6.ipi6_ifindex;
+			/* Of IPv4, IP_PKTINFO says more */
+			if (!memcmp(&info6.ipi6_addr, mapped, sizeof(mapped)))
+				continue;
+			memcpy(arrival->local, &info6.ipi6_addr, 16);
+			arrival->local_len = 16;
 		}
 	}
-	return n;
 }
 
-/* relay(from, to) -> (datagrams received or -errno, errno of sending) */
+static int same_arrival(const struct arrival *a, const struct arrival *b)
+{
+	return a->peer_len == b->peer_len && a->local_len == b->local_len &&
+	       a->interface == b->interface &&
+	       !memcmp(a->peer, b->peer, a->peer_len) &&
+	       !memcmp(a->local, b->local, a->local_len);
+}
+
+/* receive(fd) -> [(peer, local, interface, first, count)], or -errno */
+static PyObject *packets_receive(PyObject *obj, PyObject *arg)
+{
+	struct packets *self = (struct packets *)obj;
+	union {
+		char bytes[CMSG_SPACE(sizeof(struct in_pktinfo)) +
+			   CMSG_SPACE(sizeof(struct in6_pktinfo)) +
+			   CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} controls[BATCH];
+	struct arrival arrivals[BATCH];
+	struct mmsghdr msgs[BATCH];
+	struct iovec iov[BATCH];
+	long fd = PyLong_AsLong(arg);
+	PyObject *groups;
+	int n;
+
+	if (fd == -1 && PyErr_Occurred())
+		return NULL;
+	memset(msgs, 0, sizeof(msgs));
+	memset(arrivals, 0, sizeof(arrivals));
+	for (int i = 0; i < BATCH; i++) {
+		struct msghdr *msg = &msgs[i].msg_hdr;
+
+		iov[i].iov_base = self->memory + SLOT * (size_t)i + HEADROOM;
+		iov[i].iov_len = 65536;
+		msg->msg_iov = &iov[i];
+		msg->msg_iovlen = 1;
+		msg->msg_name = arrivals[i].peer;
+		msg->msg_namelen = sizeof(arrivals[i].peer);
+		msg->msg_control = &controls[i];
+		msg->msg_controllen = sizeof(controls[i]);
+	}
+	self->count = 0;
+	n = recvmmsg((int)fd, msgs, BATCH, MSG_DONTWAIT, NULL);
+	if (n < 0)
+		return PyLong_FromLong(-errno);
+	self->count = n;
+	for (int i = 0; i < n; i++) {
+		struct arrival *arrival = &arrivals[i];
+
+		arrival->peer_len = msgs[i].msg_hdr.msg_namelen;
+		if (arrival->peer_len > sizeof(arrival->peer))
+			arrival->peer_len = 0;
+		self->len[i] = msgs[i].msg_len;
+		self->gso_size[i] = 0;
+		read_control(&msgs[i].msg_hdr, arrival, &self->gso_size[i]);
+	}
+
+	groups = PyList_New(0);
+	for (int first = 0, next; groups && first < n; first = next) {
+		const struct arrival *arrival = &arrivals[first];
+		PyObject *group;
+
+		for (next = first + 1; next < n; next++)
+			if (!same_arrival(arrival, &arrivals[next]))
+				break;
+		group = Py_BuildValue("y#y#iii", arrival->peer,
+				      (Py_ssize_t)arrival->peer_len,
+				      arrival->local,
+				      (Py_ssize_t)arrival->local_len,
+				      arrival->interface, first, next - first);
+		if (!group || PyList_Append(groups, group))
+			Py_CLEAR(groups);
+		Py_XDECREF(group);
+	}
+	return groups;
+}
+
+static int part_ok(const struct packets *self, int first, int count)
+{
+	if (first >= 0 && count >= 0 && first <= self->count &&
+	    count <= self->count - first)
+		return 1;
+	PyErr_SetString(PyExc_ValueError, "beyond the batch");
+	return 0;
+}
+
+static uint8_t *slot(struct packets *self, int i)
+{
+	return self->memory + SLOT * (size_t)i + HEADROOM;
+}
+
+/* payload(index) -> [bytes]: joined datagrams one by one */
+static PyObject *packets_payload(PyObject *obj, PyObject *arg)
+{
+	struct packets *self = (struct packets *)obj;
+	long i = PyLong_AsLong(arg);
+	size_t at, len, unit;
+	PyObject *list;
+
+	if (i == -1 && PyErr_Occurred())
+		return NULL;
+	if (i < 0 || i >= self->count) {
+		PyErr_SetString(PyExc_ValueError, "beyond the batch");
+		return NULL;
+	}
+	list = PyList_New(0);
+	len = self->len[i];
+	for (at = 0; list && (at < len || !at); at += unit) {
+		PyObject *part;
+
+		unit = self->gso_size[i] ? self->gso_size[i] : len;
+		if (unit > len - at)
+			unit = len - at;
+		part = PyBytes_FromStringAndSize((char *)slot(self, (int)i) + at,
+						 (Py_ssize_t)unit);
+		if (!part || PyList_Append(list, part))
+			Py_CLEAR(list);
+		Py_XDECREF(part);
+		if (!unit)
+			break;
+	}
+	return list;
+}
+
+/* relay(first, count, fd, address, control) -> 0 or the last -errno */
 static PyObject *packets_relay(PyObject *obj, PyObject *args)
 {
 	struct packets *self = (struct packets *)obj;
-	int from, to, n, done = 0, error = 0;
-	uint16_t gso_size[BATCH];
+	int first, count, fd, error = 0;
 	struct iovec iov[BATCH];
+	struct route route;
 
-	if (!PyArg_ParseTuple(args, "ii:relay", &from, &to))
+	if (!PyArg_ParseTuple(args, "iiiy*y*:relay", &first, &count, &fd,
+			      &route.address, &route.control))
 		return NULL;
-	n = receive_batch(self, from, BATCH, iov, gso_size);
-	while (done < n) {
-		int sent = send_batch(to, iov + done, gso_size + done,
-				      n - done);
+	if (part_ok(self, first, count) && route_ok(&route)) {
+		for (int i = 0; i < count; i++) {
+			iov[i].iov_base = slot(self, first + i);
+			iov[i].iov_len = self->len[first + i];
+		}
+		for (int done = 0; done < count;) {
+			int n = send_batch(fd, iov + done,
+					   self->gso_size + first + done,
+					   count - done, &route);
 
-		if (sent < 0)
-			error = -sent;
-		done += sent > 0 ? sent : 1;
+			if (n < 0)
+				error = n;
+			done += n > 0 ? n : 1;
+		}
 	}
-	return Py_BuildValue("ii", n, error);
+	route_release(&route);
+	return PyErr_Occurred() ? NULL : PyLong_FromLong(error);
 }
 
 /* One datagram to the guest in fragments of at most MTU; PAYLOAD has room for
@@ -344,53 +557,84 @@ static int template_ok(const Py_buffer *template, int mtu)
 	return 0;
 }
 
-/* forward(tap, template, fd, mtu, uso) -> datagrams received, or -errno */
-static PyObject *packets_forward(PyObject *obj, PyObject *args)
-{
-	struct packets *self = (struct packets *)obj;
-	uint16_t gso_size[BATCH];
-	struct iovec iov[BATCH];
-	Py_buffer template;
-	int fd, mtu, uso, n = 0;
-	struct tap *tap;
-
-	if (!PyArg_ParseTuple(args, "O!y*iip:forward", self->state->tap_type,
-			      &tap, &template, &fd, &mtu, &uso))
-		return NULL;
-	if (template_ok(&template, mtu)) {
-		n = receive_batch(self, fd, BATCH, iov, gso_size);
-		for (int i = 0; i < n; i++)
-			emit_one(tap, template.buf, (size_t)template.len,
-				 iov[i].iov_base, iov[i].iov_len, gso_size[i],
-				 (size_t)mtu, uso);
-	}
-	PyBuffer_Release(&template);
-	return PyErr_Occurred() ? NULL : PyLong_FromLong(n);
-}
-
-/* emit(tap, template, payload, mtu) -> 0 or -errno */
+/* emit(tap, template, first, count, mtu, uso) -> 0 or the last -errno */
 static PyObject *packets_emit(PyObject *obj, PyObject *args)
 {
 	struct packets *self = (struct packets *)obj;
-	Py_buffer template, payload;
+	int first, count, mtu, uso, error = 0;
+	Py_buffer template;
 	struct tap *tap;
-	int mtu, rc = 0;
 
-	if (!PyArg_ParseTuple(args, "O!y*y*i:emit", self->state->tap_type, &tap,
-			      &template, &payload, &mtu))
+	if (!PyArg_ParseTuple(args, "O!y*iiip:emit", self->state->tap_type,
+			      &tap, &template, &first, &count, &mtu, &uso))
 		return NULL;
-	if (payload.len > IP_MAX - 8) {
-		PyErr_SetString(PyExc_ValueError, "no datagram is that long");
-	} else if (template_ok(&template, mtu)) {
-		memcpy(self->memory + HEADROOM, payload.buf,
-		       (size_t)payload.len);
-		rc = emit_one(tap, template.buf, (size_t)template.len,
-			      self->memory + HEADROOM, (size_t)payload.len, 0,
-			      (size_t)mtu, 0);
+	if (template_ok(&template, mtu) && part_ok(self, first, count)) {
+		for (int i = first; i < first + count; i++) {
+			int rc = emit_one(tap, template.buf,
+					  (size_t)template.len, slot(self, i),
+					  self->len[i], self->gso_size[i],
+					  (size_t)mtu, uso);
+
+			if (rc)
+				error = rc;
+		}
 	}
 	PyBuffer_Release(&template);
-	PyBuffer_Release(&payload);
-	return PyErr_Occurred() ? NULL : PyLong_FromLong(rc);
+	return PyErr_Occurred() ? NULL : PyLong_FromLong(error);
+}
+
+static void put_cmsg(char *bytes, size_t *len, int level, int type,
+		     const void *data, size_t size)
+{
+	struct cmsghdr *cmsg = (struct cmsghdr *)(bytes + *len);
+
+	cmsg->cmsg_level = level;
+	cmsg->cmsg_type = type;
+	cmsg->cmsg_len = CMSG_LEN(size);
+	memcpy(CMSG_DATA(cmsg), data, size);
+	*len += CMSG_SPACE(size);
+}
+
+/* ancillary(family, source, interface, hops) -> bytes */
+PyObject *datagram_ancillary(PyObject *module, PyObject *args)
+{
+	int family, interface, hops, ipv4;
+	union control control = {0};
+	Py_ssize_t source_len;
+	const char *source;
+	size_t len = 0;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "iy#ii:ancillary", &family, &source,
+			      &source_len, &interface, &hops))
+		return NULL;
+	ipv4 = family == AF_INET;
+	if ((!ipv4 && family != AF_INET6) ||
+	    (source_len && source_len != (ipv4 ? 4 : 16))) {
+		PyErr_SetString(PyExc_ValueError, "bad family or source");
+		return NULL;
+	}
+	if ((source_len || interface) && ipv4) {
+		struct in_pktinfo info = { .ipi_ifindex = interface };
+
+		if (source_len)
+			memcpy(&info.ipi_spec_dst, source, 4);
+		put_cmsg(control.bytes, &len, IPPROTO_IP, IP_PKTINFO, &info,
+			 sizeof(info));
+	} else if (source_len || interface) {
+		struct in6_pktinfo info = {
+			.ipi6_ifindex = (unsigned)interface,
+		};
+
+		if (source_len)
+			memcpy(&info.ipi6_addr, source, 16);
+		put_cmsg(control.bytes, &len, IPPROTO_IPV6, IPV6_PKTINFO,
+			 &info, sizeof(info));
+	}
+	if (hops)
+		put_cmsg(control.bytes, &len, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
+			 ipv4 ? IP_TTL : IPV6_HOPLIMIT, &hops, sizeof(hops));
+	return PyBytes_FromStringAndSize(control.bytes, (Py_ssize_t)len);
 }
 
 static PyObject *packets_new(PyTypeObject *type, PyObject *args,
@@ -449,8 +693,10 @@ static void packets_dealloc(PyObject *obj)
 
 static PyMethodDef packets_methods[] = {
 	{"send", packets_send, METH_VARARGS, NULL},
+	{"send_bytes", packets_send_bytes, METH_VARARGS, NULL},
+	{"receive", packets_receive, METH_O, NULL},
+	{"payload", packets_payload, METH_O, NULL},
 	{"relay", packets_relay, METH_VARARGS, NULL},
-	{"forward", packets_forward, METH_VARARGS, NULL},
 	{"emit", packets_emit, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -10,4 +10,7 @@
 
 extern PyType_Spec packets_spec;
 
+/* Ancillary data for send(): see _cext.pyi. */
+PyObject *datagram_ancillary(PyObject *module, PyObject *args);
+
 #endif

@@ -57,6 +57,12 @@ static uint64_t pseudo_sum(const uint8_t *addresses, size_t addresses_len,
 			csum_add(addresses, addresses_len, 0));
 }
 
+static enum frame_kind bad(struct segment *seg, enum drop_reason reason)
+{
+	seg->reason = reason;
+	return FRAME_BAD;
+}
+
 /* RFC 9293, section 3.1 and RFC 7323, section 2.2: the options of a SYN. */
 static int parse_options(const uint8_t *p, size_t len, struct segment *seg)
 {
@@ -94,29 +100,27 @@ static enum frame_kind parse_tcp(const uint8_t *frame, size_t l4, size_t l4_len,
 	size_t header;
 
 	if (l4_len < 20)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	header = (size_t)(tcp[12] >> 4) * 4;
 	if (header < 20 || header > l4_len)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	if (!trusted &&
 	    csum_fold(csum_add(tcp, l4_len,
 			       pseudo_sum(addresses, addresses_len, l4_len,
 					  PROTO_TCP))) !=
 		    0xffff)
-		return FRAME_BAD;
+		return bad(seg, DROP_CHECKSUM);
 
 	seg->flags = tcp[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_PSH | TCP_ACK);
 	if ((seg->flags & TCP_SYN) && (seg->flags & (TCP_FIN | TCP_RST)))
-		return FRAME_BAD;
-	if (!tcp[0] && !tcp[1])
-		return FRAME_BAD;
-	if (!tcp[2] && !tcp[3])
-		return FRAME_BAD;
+		return bad(seg, DROP_FLAGS);
+	if ((!tcp[0] && !tcp[1]) || (!tcp[2] && !tcp[3]))
+		return bad(seg, DROP_PORT);
 
 	seg->mss = 0;
 	seg->wscale = -1;
 	if ((seg->flags & TCP_SYN) && parse_options(tcp + 20, header - 20, seg))
-		return FRAME_BAD;
+		return bad(seg, DROP_FLAGS);
 
 	memcpy(seg->key, addresses, addresses_len);
 	memcpy(seg->key + addresses_len, tcp, 4);
@@ -138,25 +142,25 @@ static enum frame_kind parse_udp(const uint8_t *frame, size_t l4, size_t l4_len,
 	size_t len;
 
 	if (l4_len < 8)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	len = get16(udp + 4);
 	if (len < 8 || len > l4_len)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	if (!trusted) {
 		/* RFC 768: 0 is "no checksum"; RFC 8200, 8.1: not for IPv6 */
 		if (!udp[6] && !udp[7]) {
 			if (addresses_len != 8)
-				return FRAME_BAD;
+				return bad(seg, DROP_CHECKSUM);
 		} else if (csum_fold(csum_add(
 				   udp, len,
 				   pseudo_sum(addresses, addresses_len, len,
 					      PROTO_UDP))) != 0xffff) {
-			return FRAME_BAD;
+			return bad(seg, DROP_CHECKSUM);
 		}
 	}
 	/* RFC 768: a source port of 0 means none; there is nothing to answer */
 	if ((!udp[0] && !udp[1]) || (!udp[2] && !udp[3]))
-		return FRAME_BAD;
+		return bad(seg, DROP_PORT);
 
 	memcpy(seg->key, addresses, addresses_len);
 	memcpy(seg->key + addresses_len, udp, 4);
@@ -167,14 +171,19 @@ static enum frame_kind parse_udp(const uint8_t *frame, size_t l4, size_t l4_len,
 	return FRAME_UDP;
 }
 
-/* Addresses that no segment on the tap can come from or go to. */
-static int bad_ipv4(const uint8_t *src, const uint8_t *dst)
+/* Addresses that nothing on the tap can come from, nor go to as to one host. */
+static int bad_ipv4(const uint8_t *ip)
 {
-	return src[0] == 127 || dst[0] == 127 || !src[0] || !dst[0] ||
-	       src[0] >= 224 || dst[0] >= 224;
+	return ip[0] == 127 || !ip[0] || ip[0] >= 224;
 }
 
-static int bad_ipv6(const uint8_t *src, const uint8_t *dst)
+/* 224.0.0.0/4 and the limited broadcast address. */
+static int group_ipv4(const uint8_t *ip)
+{
+	return (ip[0] & 0xf0) == 224 || get32(ip) == 0xffffffff;
+}
+
+static int bad_ipv6(const uint8_t *ip)
 {
 	/* ::/96 has the unspecified and the loopback address, ::ffff:0:0/96 is
 	 * IPv4 to a socket, and would lead past what is said of IPv4 */
@@ -183,80 +192,95 @@ static int bad_ipv6(const uint8_t *src, const uint8_t *dst)
 		{[10] = 0xff, [11] = 0xff},
 	};
 
-	if (src[0] == 0xff || dst[0] == 0xff)
-		return 1;
-	for (int i = 0; i < 2; i++)
-		if (!memcmp(src, low[i], 12) || !memcmp(dst, low[i], 12))
-			return 1;
-	return 0;
+	return ip[0] == 0xff || !memcmp(ip, low[0], 12) ||
+	       !memcmp(ip, low[1], 12);
+}
+
+/* Multicast beyond this interface (RFC 4291, section 2.7). */
+static int group_ipv6(const uint8_t *ip)
+{
+	return ip[0] == 0xff && (ip[1] & 0xf) > 1;
 }
 
 static enum frame_kind parse_ipv4(const uint8_t *frame, size_t len, int trusted,
 				  struct segment *seg)
 {
-	const uint8_t *ip = frame + ETH_LEN;
+	const uint8_t *ip = frame + ETH_LEN, *src = ip + 12, *dst = ip + 16;
 	size_t header, total;
 
 	if (len < ETH_LEN + 20 || ip[0] >> 4 != 4)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	header = (size_t)(ip[0] & 0xf) * 4;
 	total = get16(ip + 2);
 	if (header < 20 || total < header || total > len - ETH_LEN)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	if (csum_fold(csum_add(ip, header, 0)) != 0xffff)
-		return FRAME_BAD;
+		return bad(seg, DROP_CHECKSUM);
 	seg->ttl = ip[8];
-	if (ip[9] == PROTO_UDP && !(get16(ip + 6) & 0x3fff) &&
-	    !bad_ipv4(ip + 12, ip + 16))
-		return parse_udp(frame, ETH_LEN + header, total - header,
-				 ip + 12, 8, trusted, seg);
+	seg->df = (ip[6] & 0x40) != 0;
+	/* RFC 1812, 5.3.1: without a hop left it goes nowhere */
+	if (!seg->ttl)
+		return FRAME_OTHER;
+	if (ip[9] == PROTO_UDP && !(get16(ip + 6) & 0x3fff) && !bad_ipv4(src) &&
+	    (!bad_ipv4(dst) || group_ipv4(dst)))
+		return parse_udp(frame, ETH_LEN + header, total - header, src,
+				 8, trusted, seg);
 	if (ip[9] != PROTO_TCP)
 		return FRAME_OTHER;
 	/* A TCP never has reason to send fragments on its own link */
-	if ((get16(ip + 6) & 0x3fff) || bad_ipv4(ip + 12, ip + 16))
-		return FRAME_BAD;
-	return parse_tcp(frame, ETH_LEN + header, total - header, ip + 12, 8,
+	if (get16(ip + 6) & 0x3fff)
+		return bad(seg, DROP_FRAGMENT);
+	if (bad_ipv4(src) || bad_ipv4(dst) || seg->group)
+		return bad(seg, DROP_ADDRESS);
+	return parse_tcp(frame, ETH_LEN + header, total - header, src, 8,
 			 trusted, seg);
 }
 
 static enum frame_kind parse_ipv6(const uint8_t *frame, size_t len, int trusted,
 				  struct segment *seg)
 {
-	const uint8_t *ip = frame + ETH_LEN;
+	const uint8_t *ip = frame + ETH_LEN, *src = ip + 8, *dst = ip + 24;
 	size_t l4 = ETH_LEN + 40, end;
 	uint8_t next;
 
 	if (len < l4 || ip[0] >> 4 != 6)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 	end = l4 + get16(ip + 4);
 	if (end > len)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
 
 	next = ip[6];
 	for (int i = 0; next == PROTO_HOPOPTS || next == PROTO_DSTOPTS; i++) {
 		if (i == EXTENSION_HEADERS_MAX || end - l4 < 8)
-			return FRAME_BAD;
+			return bad(seg, DROP_LENGTH);
 		size_t size = ((size_t)frame[l4 + 1] + 1) * 8;
 		if (size > end - l4)
-			return FRAME_BAD;
+			return bad(seg, DROP_LENGTH);
 		next = frame[l4];
 		l4 += size;
 	}
 	seg->ttl = ip[7];
-	if (next == PROTO_UDP && !bad_ipv6(ip + 8, ip + 24))
-		return parse_udp(frame, l4, end - l4, ip + 8, 32, trusted, seg);
+	seg->df = 1;
+	if (!seg->ttl)
+		return FRAME_OTHER;
+	if (next == PROTO_UDP && !bad_ipv6(src) &&
+	    (!bad_ipv6(dst) || group_ipv6(dst)))
+		return parse_udp(frame, l4, end - l4, src, 32, trusted, seg);
 	if (next != PROTO_TCP)
 		return FRAME_OTHER;
-	if (bad_ipv6(ip + 8, ip + 24))
-		return FRAME_BAD;
-	return parse_tcp(frame, l4, end - l4, ip + 8, 32, trusted, seg);
+	if (bad_ipv6(src) || bad_ipv6(dst) || seg->group)
+		return bad(seg, DROP_ADDRESS);
+	return parse_tcp(frame, l4, end - l4, src, 32, trusted, seg);
 }
 
 enum frame_kind frame_parse(const uint8_t *frame, size_t len, int trusted,
-			    struct segment *seg)
+			    const uint8_t *mac, struct segment *seg)
 {
 	if (len < ETH_LEN)
-		return FRAME_BAD;
+		return bad(seg, DROP_LENGTH);
+	seg->group = frame[0] & 1;
+	if (mac && !seg->group && memcmp(frame, mac, 6))
+		return bad(seg, DROP_MAC);
 	switch (get16(frame + 12)) {
 	case ETH_P_IPV4:
 		return parse_ipv4(frame, len, trusted, seg);

@@ -53,8 +53,20 @@ enum tcp_flag {
 enum frame_kind {
 	FRAME_BAD,              /* to be dropped */
 	FRAME_TCP,              /* a whole, valid TCP segment */
-	FRAME_UDP,              /* a whole, valid UDP datagram between hosts */
+	FRAME_UDP,              /* a whole, valid UDP datagram, to a host or group */
 	FRAME_OTHER,            /* anything else that is worth a look */
+};
+
+/* Why a frame is dropped. */
+enum drop_reason {
+	DROP_LENGTH,            /* it is shorter than it says, or has no header */
+	DROP_CHECKSUM,
+	DROP_FLAGS,             /* that no TCP sends, or broken options */
+	DROP_PORT,              /* 0 */
+	DROP_ADDRESS,           /* that no packet comes from, or TCP goes to */
+	DROP_FRAGMENT,          /* of a TCP segment */
+	DROP_MAC,               /* it is for another station */
+	DROP_REASONS,
 };
 
 struct segment {
@@ -62,6 +74,9 @@ struct segment {
 	uint8_t key_len;
 	uint8_t udp;
 	uint8_t ttl;            /* or hop limit */
+	uint8_t df;             /* not to be fragmented: DF is set, or IPv6 */
+	uint8_t group;          /* sent to a multicast or broadcast MAC */
+	uint8_t reason;         /* of FRAME_BAD: enum drop_reason */
 	uint8_t flags;
 	int8_t wscale;          /* from a SYN; -1: no such option */
 	uint16_t mss;           /* from a SYN; 0: no such option */
@@ -73,10 +88,11 @@ struct segment {
 };
 
 /* Take FRAME apart.  TRUSTED: the checksum of layer 4 need not be verified.
- * Fills *SEG if, and only if, the result is FRAME_TCP or FRAME_UDP; of the
- * latter, key, udp, ttl, payload and len. */
+ * MAC is the station that we are, NULL: any.  Fills *SEG if the result is
+ * FRAME_TCP or FRAME_UDP (of the latter, key, udp, ttl, df, group, payload and
+ * len), and its reason if it is FRAME_BAD. */
 enum frame_kind frame_parse(const uint8_t *frame, size_t len, int trusted,
-			    struct segment *seg);
+			    const uint8_t *mac, struct segment *seg);
 
 /* What is on the wire before the payload of one segment. */
 struct tcp_fields {

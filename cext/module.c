@@ -40,6 +40,8 @@ static PyStructSequence_Field datagrams_fields[] = {
 	{"ttl", "or hop limit"},
 	{"handle", "names the payload until the next drain()"},
 	{"mac", "whom the first came from"},
+	{"df", "1: not to be fragmented (DF, or IPv6)"},
+	{"group", "1: sent to a multicast or broadcast MAC"},
 	{NULL, NULL},
 };
 
@@ -47,7 +49,7 @@ static PyStructSequence_Desc datagrams_desc = {
 	.name = "pysplice._cext.Datagrams",
 	.doc = "Datagrams of one flow that follow each other.",
 	.fields = datagrams_fields,
-	.n_in_sequence = 6,
+	.n_in_sequence = 8,
 };
 
 static PyStructSequence_Field facts_fields[] = {
@@ -177,6 +179,7 @@ static int module_clear(PyObject *module)
 static PyMethodDef module_methods[] = {
 	{"socket_facts", socket_facts, METH_VARARGS, NULL},
 	{"bound_ports", bound_ports, METH_VARARGS, NULL},
+	{"ancillary", datagram_ancillary, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -34,7 +34,8 @@ static int join_run(struct tap *self, const struct segment *seg, int frame)
 			break;
 		}
 	}
-	if (run && seg->udp && run->first.ttl == seg->ttl) {
+	if (run && seg->udp && run->first.ttl == seg->ttl &&
+	    run->first.df == seg->df && run->first.group == seg->group) {
 		run->frames++;
 		goto join;
 	}
@@ -149,6 +150,8 @@ PyObject *tap_make_datagrams(struct tap *self, int index)
 		PyBytes_FromStringAndSize(
 			(char *)self->memory + self->frames[r->head].start + 6,
 			6));
+	PyStructSequence_SetItem(run, 6, PyLong_FromLong(r->first.df));
+	PyStructSequence_SetItem(run, 7, PyLong_FromLong(r->first.group));
 	if (PyErr_Occurred())
 		Py_CLEAR(run);
 	return run;

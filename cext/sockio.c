@@ -2,6 +2,8 @@
  *
  * sockio.c: reads the state of sockets.  Owns nothing; compiles without
  * Python.h.
+ *
+ * system calls (serve): ioctl getsockopt sendto recvfrom
  */
 #include "sockio.h"
 

@@ -6,6 +6,8 @@
  * One kind of ring serves both directions: what was taken from a host socket
  * and is not acknowledged by the guest yet, and what was read from the guest
  * and the host socket did not take.
+ *
+ * system calls (serve): recvmsg sendmsg mmap munmap madvise
  */
 #include "stream.h"
 

@@ -7,6 +7,8 @@
  * the TCP segments and UDP datagrams among them into runs (runs.c).  What
  * Python is told of a run is a handful of numbers and a handle, by which send()
  * finds the payload again until the next drain().
+ *
+ * system calls (serve): read writev sendmsg
  */
 #include "tap.h"
 
@@ -63,7 +65,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 	for (int i = 0; i < BATCH_FRAMES && end < BATCH_BYTES; i++) {
 		uint8_t *buffer = self->memory + end;
 		uint16_t gso_size = 0;
-		struct segment seg;
+		struct segment seg = {0};
 		int trusted = 0;
 		ssize_t n;
 
@@ -81,7 +83,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			return NULL;
 		}
 		if ((size_t)n < vnet_len) {
-			self->dropped++;
+			self->dropped[DROP_LENGTH]++;
 			continue;
 		}
 		if (vnet_len) {
@@ -96,7 +98,8 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			capture(self,
 				&(struct iovec){ buffer, (size_t)n }, 1);
 
-		switch (frame_parse(buffer, (size_t)n, trusted, &seg)) {
+		switch (frame_parse(buffer, (size_t)n, trusted,
+				    self->filter ? self->mac : NULL, &seg)) {
 		case FRAME_TCP:
 			gso_size = 0;
 			/* fall through */
@@ -120,7 +123,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			break;
 		}
 		default:
-			self->dropped++;
+			self->dropped[seg.reason]++;
 		}
 	}
 
@@ -415,21 +418,45 @@ static PyObject *tap_capture(PyObject *obj, PyObject *arg)
 
 static PyObject *tap_dropped(PyObject *obj, void *Py_UNUSED(closure))
 {
-	return PyLong_FromUnsignedLongLong(((struct tap *)obj)->dropped);
+	/* In the order of enum drop_reason */
+	static const char *const names[DROP_REASONS] = {
+		"length", "checksum", "flags", "port",
+		"address", "fragment", "mac",
+	};
+	struct tap *self = (struct tap *)obj;
+	PyObject *counts = PyDict_New();
+
+	for (int i = 0; counts && i < DROP_REASONS; i++) {
+		PyObject *count;
+
+		if (!self->dropped[i])
+			continue;
+		count = PyLong_FromUnsignedLongLong(self->dropped[i]);
+		if (!count || PyDict_SetItemString(counts, names[i], count))
+			Py_CLEAR(counts);
+		Py_XDECREF(count);
+	}
+	return counts;
 }
 
 static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "vnet", NULL};
+	static char *names[] = {"fd", "vnet", "mac", NULL};
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	PyObject *module = PyType_GetModule(type);
+	const char *mac = "";
+	Py_ssize_t mac_len = 0;
 	struct tap *self;
 	int fd, vnet;
 
 	if (!module ||
-	    !PyArg_ParseTupleAndKeywords(args, kwargs, "ip:Tap", names, &fd,
-					 &vnet))
+	    !PyArg_ParseTupleAndKeywords(args, kwargs, "ip|y#:Tap", names, &fd,
+					 &vnet, &mac, &mac_len))
 		return NULL;
+	if (mac_len && mac_len != 6) {
+		PyErr_SetString(PyExc_ValueError, "a MAC address has 6 bytes");
+		return NULL;
+	}
 	self = (struct tap *)alloc(type, 0);
 	if (!self)
 		return NULL;
@@ -446,6 +473,9 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	self->fd = fd;
 	self->vnet = vnet;
 	self->capture = -1;
+	self->filter = mac_len == 6;
+	if (self->filter)
+		memcpy(self->mac, mac, 6);
 	return (PyObject *)self;
 }
 

@@ -58,7 +58,9 @@ struct tap {
 	uint32_t generation;            /* of the handles: counts batches */
 	int frame_count;
 	int run_count;
-	uint64_t dropped;
+	uint64_t dropped[DROP_REASONS];
+	int filter;                     /* frames for other stations are dropped */
+	uint8_t mac[6];
 	struct frame frames[BATCH_FRAMES];
 	struct run runs[BATCH_FRAMES];
 	uint8_t *memory;

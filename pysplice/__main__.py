@@ -9,6 +9,7 @@ import gc
 import ipaddress
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -95,31 +96,35 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
         config = config._replace(netns=os.path.abspath(config.netns))
     rules = tuple(_of_families(config, rule) for rule in rules if _wanted(config, rule))
     user = isolation.user_to_become(config.runas)
+    if isolation.is_root():
+        log.warning(_who_we_become(config, user))
+    # What has a path is opened as the user that has started us, the rest is for the one that we become
+    owner = os.geteuid()
     pid_fd = isolation.open_pid_file(config.pid_file) if config.pid_file else -1
     trace = isolation.open_trace(config.trace_window) if config.trace_window else None
     pcap_fd = isolation.open_output(config.pcap) if config.pcap else -1
-    starting = netns.start(config, _needs_agent(config, rules), user)
+    keeper = _keeper(config, rules, owner, user)
+    isolation.become(user)
+    starting = netns.start(config, _needs_agent(config, rules))
 
     # Imported here: `--help` and an error in the options need none of it, and a helper is at work meanwhile
     from .births import Link
     from .forward import Policy
     from .inside import Inside
     from .proxy import Proxy
-    from .setup import interrupts, names, sandbox
+    from .setup import interrupts, names, sandbox, seccomp
     from .tap import TapDevice
 
     guest = starting.finish()
     template = guest.template
-    controller = None
-    if config.control:
-        try:
-            controller = unix.listen(config.control)
-        except OSError as e:
-            raise ConfigError(f"cannot listen on {config.control}: {e.strerror or e}") from None
     descriptors = isolation.raise_file_limit()
 
     background = config.attach and not config.foreground
-    ready_fd = isolation.to_background() if background else -1
+    complaints: list[str] = []
+    ready_fd, number = -1, os.getpid()
+    if background:
+        complaints.append(sandbox.leave_pid_namespace())
+        ready_fd, number = isolation.to_background()
     loopback = _loopback_addresses(config, template)
     known = names.read(config, loopback)
     if not known.found and not config.splice_only:
@@ -137,6 +142,12 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
         freebind=config.freebind,
         limit_output=config.limit_output,
         window=config.window,
+        udp_filter=config.udp_filter,
+        broadcasts=frozenset(
+            address.network.broadcast_address.packed
+            for address in (template.ipv4.addresses if template.ipv4 else ())
+            if address.network.prefixlen < 31
+        ),
     )
     ipv4, ipv6 = template.ipv4, template.ipv6
     policy = Policy(
@@ -161,22 +172,22 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
                 raise ConfigError(f"cannot write {config.pcap}: {e.strerror}") from None
     inside = Inside(guest.agent) if guest.agent is not None else None
     flow_max = max(descriptors - DESCRIPTORS_RESERVED, 1)
-    proxy = Proxy(tap, link, desk, translation, policy, inside, log, flow_max, trace)
+    isolation.renounce_new_privileges()
+    with contextlib.suppress(ConfigError):
+        seccomp.without_rings()
+    proxy = Proxy(tap, link, desk, translation, policy, inside, keeper, log, flow_max, trace)
     proxy.follow(rules)
-    if controller is not None:
-        proxy.control(controller)
-    # All that takes privileges, or has a path, is open by now; but sockets with a file take that away at the end
-    isolation.become(user)
+    # All that takes privileges, or has a path, is open by now
     null = isolation.open_null() if background else -1
     log.hold()
-    socket_files = controller is not None or any(rule.path for rule in rules)
-    complaint = sandbox.enter(not socket_files, config.chroot_fallback)
-    if complaint:
-        log.debug(complaint)
+    complaints += sandbox.enter(sandbox.SERVE, chroot_fallback=config.chroot_fallback)
+    for complaint in filter(None, complaints):
+        # Without a filter of system calls a hostile guest has more to try: that is said aloud
+        (log.warning if "system calls" in complaint else log.debug)(complaint)
     if config.stats:
         proxy.say_counts(config.stats)
     if pid_fd >= 0:
-        isolation.write_pid_file(pid_fd, os.getpid())
+        isolation.write_pid_file(pid_fd, number)
     _summary(config, log, guest.ifname, template, known, rules)
 
     gc.freeze()
@@ -187,7 +198,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
             log.silence()
         interrupted = interrupts.interrupt_fd()
         proxy.watch(interrupted, lambda: interrupts.on_interrupt(interrupted))
-        status = proxy.run(guest.watch_fd, command.wait, command.let_go, command=True)
+        status = proxy.run(guest.watch.fd, command.wait, command.let_go, command=True)
         if proxy.complaint and not config.debug:
             log.speak()
             log.warning(proxy.complaint)
@@ -199,7 +210,48 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
 
-    return proxy.run(guest.watch_fd, lambda: 0 if netns.gone(config, guest.watch_fd) else None, started)
+    polled = guest.watch.polled is not None
+    return proxy.run(guest.watch.fd, lambda: 0 if guest.watch.gone() else None, started, polled=polled)
+
+
+def _who_we_become(config: Config, user: tuple[int, int] | None) -> str:
+    """What started as root has to be told."""
+    if user is not None and user[0] != 0:
+        return f"started as root: changing to {config.runas or 'nobody'}"
+    return "--runas root: what is run here is root on the host, and so is this process"
+
+
+def _keeper(
+    config: Config, rules: tuple[ports.Rule, ...], owner: int, user: tuple[int, int] | None
+) -> unix.Keeper | None:
+    """A process for the sockets that have a file, if there are or may be any; raises ConfigError."""
+    from .setup import netns, sandbox
+
+    if not config.control and not any(rule.path for rule in rules):
+        return None
+    # A socket at any path is for the user that has started us to have, and for nobody else
+    paths = frozenset(rule.path for rule in rules if rule.path)
+    allowed = paths if user is not None and user[0] != owner else None
+    control = None
+    if config.control:
+        try:
+            control = unix.listen(config.control)
+        except OSError as e:
+            raise ConfigError(f"cannot listen on {config.control}: {e.strerror or e}") from None
+
+    def serve(alive: socket.socket) -> int:
+        os.setsid()
+        isolation.leave_terminal(isolation.open_null())
+        isolation.close_but(alive.fileno(), control.sock.fileno() if control is not None else -1)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        confine = lambda: sandbox.enter(sandbox.KEEPER, empty=False)  # noqa: E731
+        return unix.keep(alive, control, owner, allowed, confine)
+
+    ours, _ = netns.fork(serve)
+    if control is not None:
+        control.sock.close()
+    return unix.Keeper(ours)
 
 
 def _wanted(config: Config, rule: ports.Rule) -> bool:

@@ -31,6 +31,8 @@ class Datagrams(NamedTuple):
     ttl: int
     handle: int
     mac: bytes  # whom the first came from
+    df: int  # 1: not to be fragmented (DF, or IPv6)
+    group: int  # 1: sent to a multicast or broadcast MAC
 
 class SocketFacts(NamedTuple):
     """One reading of a host socket; -1 where the kernel does not say."""
@@ -57,9 +59,14 @@ class Stream:
 class Tap:
     """Drains and fills a tap; the descriptor stays the caller's."""
 
-    def __init__(self, fd: int, vnet: bool) -> None: ...
+    def __init__(self, fd: int, vnet: bool, mac: bytes = b"") -> None:
+        """`mac`: frames for other stations are dropped; empty: none are."""
+
     @property
-    def dropped(self) -> int: ...
+    def dropped(self) -> dict[str, int]:
+        """Frames of the guest's that were dropped, by what was wrong: length, checksum, flags, port, address,
+        fragment or mac (enum drop_reason in frame.h)."""
+
     def drain(self) -> tuple[list[Run], list[Datagrams], list[bytes]]: ...
     def headers(self, handle: int, /) -> bytes: ...
     def frame(self, handle: int, /) -> bytes: ...
@@ -85,14 +92,37 @@ class Tap:
     def emit_frame(self, frame: bytes, /) -> int: ...
 
 class Packets:
-    """Moves batches of datagrams; `skip` and results count frames of a run,
-    or what recvmmsg(2) gives."""
+    """Moves batches of datagrams.
+
+    `address` is a struct sockaddr in bytes, empty for a connected socket, and `control` what ancillary() makes.
+    `first` and `count` name datagrams of the batch that the last receive() took.
+    """
 
     def __init__(self) -> None: ...
-    def send(self, tap: Tap, handle: int, fd: int, skip: int, /) -> int: ...
-    def relay(self, source: int, target: int, /) -> tuple[int, int]: ...
-    def forward(self, tap: Tap, template: bytes, fd: int, mtu: int, uso: bool, /) -> int: ...
-    def emit(self, tap: Tap, template: bytes, payload: bytes, mtu: int, /) -> int: ...
+    def send(self, tap: Tap, handle: int, fd: int, skip: int, address: bytes, control: bytes, /) -> int:
+        """The datagrams of a run of the tap's, from `skip` on: how many went out, or -errno of the first."""
+
+    def send_bytes(self, payload: bytes, fd: int, address: bytes, control: bytes, /) -> int:
+        """One datagram: 0 or -errno."""
+
+    def receive(self, fd: int, /) -> list[tuple[bytes, bytes, int, int, int]] | int:
+        """Up to 64 datagrams (recvmmsg(2)): peer, local address, interface, first and count of those that
+        are alike in these; or -errno.
+
+        The peer is a struct sockaddr; the local address is packed, and empty with 0 for the interface where the
+        socket does not ask for them (IP_PKTINFO, IPV6_RECVPKTINFO).
+        """
+
+    def payload(self, index: int, /) -> list[bytes]: ...
+    def relay(self, first: int, count: int, fd: int, address: bytes, control: bytes, /) -> int:
+        """Send them by another socket: 0 or the last -errno."""
+
+    def emit(self, tap: Tap, template: bytes, first: int, count: int, mtu: int, uso: bool, /) -> int:
+        """Send them to the guest: 0 or the last -errno."""
+
+def ancillary(family: int, source: bytes, interface: int, hops: int, /) -> bytes:
+    """Ancillary data (cmsg(3)) that has datagrams leave from an address (packed, empty: any), by an interface
+    (its index, 0: any), and with a hop limit (0: the socket's)."""
 
 def bound_ports(fd: int, family: int, protocol: int, without: int, /) -> bytes:
     """A bit for each local port that is listened on, or bound without a peer

@@ -48,6 +48,8 @@ class Link(NamedTuple):
     freebind: bool = False
     limit_output: int | None = 0  # bytes, 0: no bound, None: as small_queue.py finds out
     window: str = window.DEFAULT_NAME  # a name in window.ESTIMATORS
+    udp_filter: str = "address"  # who may answer: a name in datagram.udp.FILTERS
+    broadcasts: frozenset[bytes] = frozenset()  # directed broadcast addresses of the guest's networks
 
 
 class Births:

@@ -18,6 +18,7 @@ from .config import (
     MTU_MAX,
     MTU_MIN,
     MTU_MIN_IPV6,
+    UDP_FILTERS,
     Config,
     ConfigError,
     class_prefix,
@@ -63,6 +64,7 @@ Namespace and device:
       --netns-only         Make or join no user namespace
       --no-netns-quit      Stay when the namespace's file goes away
       --no-pidns           Run COMMAND without a PID namespace of its own
+      --new-session        Run COMMAND in a session of its own, without the terminal
       --no-offload         Plain frames: no segmentation or checksum offload on the tap
 
 Addresses:
@@ -99,6 +101,10 @@ Outbound connections:
   -o, --outbound ADDR      Source address on the host
       --outbound-if4 NAME, --outbound-if6 NAME
                            Interface on the host
+
+      --udp-filter endpoint|address|port
+                           Who may answer a UDP port of the namespace: anybody, any port of an
+                           address that it has sent to (the default), that port only
 
 Names:
   -D, --dns ADDR           Name server for --dhcp-dns, or none; default: the host's
@@ -161,6 +167,7 @@ LONG = {
     "netns-only": "--netns-only",
     "no-netns-quit": "--no-netns-quit",
     "no-pidns": "--no-pidns",
+    "new-session": "--new-session",
     "no-splice": "--no-splice",
     "config-net": "--config-net",
     "ns-mac-addr=": "--ns-mac-addr",
@@ -188,6 +195,7 @@ LONG = {
     "dns-forward=": "--dns-forward",
     "dns-host=": "--dns-host",
     "freebind": "--freebind",
+    "udp-filter=": "--udp-filter",
     "chroot-fallback": "--chroot-fallback",
     "host-lo-to-ns-lo": "--host-lo-to-ns-lo",
     "no-copy-routes": "--no-copy-routes",
@@ -338,6 +346,12 @@ def _option(values: dict[str, Any], name: str, spelled: str, value: str) -> None
                     f"unknown estimator '{value}' for {spelled}: one of {', '.join(ESTIMATORS)}"
                 )
             values["window"] = value
+        case "--udp-filter":
+            if value not in UDP_FILTERS:
+                raise ConfigError(
+                    f"unknown filter '{value}' for {spelled}: one of {', '.join(UDP_FILTERS)}"
+                )
+            values["udp_filter"] = value
         case "--limit-output":
             words = {"auto": None, "off": 0}
             if value not in words and not (value.isascii() and value.isdigit()):

@@ -17,6 +17,8 @@ IFNAME_MAX = 15
 
 # As tcp/window.py has them, which is not imported here; a test holds the two together
 ESTIMATORS = ("sndbuf", "linear", "segments", "segments-wmem", "peer", "truesize")
+# As datagram/udp.py has them
+UDP_FILTERS = ("endpoint", "address", "port")
 LIMIT_OUTPUT_MAX = 1 << 30
 
 LOG_SIZE_DEFAULT = 1 << 20
@@ -40,6 +42,7 @@ class Config(NamedTuple):
     netns_only: bool = False
     netns_quit: bool = True
     pidns: bool = True
+    new_session: bool = False
     ifname: str = ""  # empty: the default
     as_pasta: bool = False  # called by that name
     tap_fd: int | None = None
@@ -73,6 +76,7 @@ class Config(NamedTuple):
     outbound_if6: str = ""
     ports: tuple[tuple[str, str], ...] = ()  # -t, -u, -T and -U with their values
     freebind: bool = False
+    udp_filter: str = "address"
     chroot_fallback: bool = False
     splice: bool = True
     loopback_kept: bool = False

@@ -1,6 +1,7 @@
 """Control at run time: a UNIX socket that takes one request a line and gives one answer a line, as JSON.
 
-Owns the socket and its clients.  Imports `ports`, `unix` and `config`; what it shows and changes is given to it.
+Owns its clients, which another process has let in (unix.py).  Imports `ports` and `config`; what it shows and
+changes is given to it.
 
     {"do": "show"}
     {"do": "add", "option": "-t", "ports": "8080:80"}
@@ -8,6 +9,8 @@ Owns the socket and its clients.  Imports `ports`, `unix` and `config`; what it 
 
 An answer has `ok`, and `error` or what was asked for.  `client` is the command line's end of it (pysplice ctl).
 """
+
+# system calls (serve): recvfrom sendto
 
 import errno
 import json
@@ -19,12 +22,10 @@ from typing import Any, Protocol
 
 from .config import ConfigError
 from .ports import OPTIONS, Rule, parse
-from .unix import UnixListener
 
 LINE_MAX = 65536
 CLIENTS_MAX = 16
 TIMEOUT = 10.0
-PAUSE = 1.0
 
 USAGE = """\
 Usage: pysplice ctl PATH show
@@ -44,42 +45,26 @@ class Forwarding(Protocol):
 
 
 class Control:
-    """The server.  `watch(fd, call)`, `unwatch(fd)` and `later(seconds, call)` are the loop's.
+    """The server.  `watch(fd, call)` and `unwatch(fd)` are the loop's.
 
-    `show` gives what is to be shown.
+    `show` gives what is to be shown.  Clients are brought by `take`.
     """
 
     def __init__(
         self,
-        listener: UnixListener,
         forwarding: Forwarding,
         show: Callable[[], dict[str, Any]],
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], object],
-        later: Callable[[float, Callable[[], None]], Any],
     ) -> None:
-        self._listener = listener
         self._forwarding = forwarding
         self._show = show
         self._watch = watch
         self._unwatch = unwatch
-        self._later = later
         self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
-        self._listen()
 
-    def _listen(self) -> None:
-        self._watch(self._listener.sock.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        try:
-            client, _ = self._listener.sock.accept()
-        except BlockingIOError:
-            return
-        except OSError:
-            # There is no descriptor for it: look again in a while, not all the time
-            self._unwatch(self._listener.sock.fileno())
-            self._later(PAUSE, self._listen)
-            return
+    def take(self, client: socket.socket) -> None:
+        """A client that may ask."""
         if len(self._clients) >= CLIENTS_MAX:
             # Whoever has been there longest has had its time
             self._drop(next(iter(self._clients)))
@@ -149,8 +134,6 @@ class Control:
     def close(self) -> None:
         for fd in list(self._clients):
             self._drop(fd)
-        self._unwatch(self._listener.sock.fileno())
-        self._listener.remove()
 
 
 def client(words: Sequence[str]) -> int:

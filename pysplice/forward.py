@@ -7,16 +7,18 @@ With `auto`, a port is open here while somebody listens on its target over there
 (sock_diag) once a second, as one bit for each port, so a scan costs the same for any number of rules.
 """
 
+# system calls (serve): accept4 listen getsockname sendto
+
 import errno
 import os
 import select
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from . import _cext, unix
 from .config import ConfigError
-from .inside import Inside, make
+from .inside import Inside, make_either
 from .ports import GUEST, HOST, TCP, UDP, Rule, overlap
 from .translate import unpack
 
@@ -32,6 +34,7 @@ OPEN_PER_TURN = 64  # ports, while we serve
 SCAN_EVERY = 1.0  # seconds, as pasta
 
 ACCEPTS_PER_EVENT = 64
+LISTENERS_PER_EVENT = 64
 
 
 class Listener(NamedTuple):
@@ -87,13 +90,18 @@ class Policy:
         """True for a client that does not pass the tap."""
         if rule.side == GUEST or rule.path:
             return True
-        loopback = client[0] == 127 if len(client) == 4 else client == LOOPBACK6
-        return loopback and rule.to_address is None and self._splice
+        return is_loopback(client) and rule.to_address is None and self._splice
 
-    def beyond(self, listener: Listener, local: bytes) -> tuple[str, int]:
-        """Where the server of a short cut is; `local` is the address that the client has used, or empty."""
+    def beyond(self, listener: Listener, local: bytes) -> tuple[str, int] | None:
+        """Where the server of a short cut is, or None if there is none; `local` is the address that the client
+        has called, or empty.
+
+        A guest may give its loopback interface any address; on the host only loopback addresses are its to call.
+        """
         ipv6 = len(local) == 16
-        if local and (listener.rule.side == GUEST or self._loopback_kept):
+        if listener.rule.side == GUEST and not is_loopback(local):
+            return None
+        if is_loopback(local) and (listener.rule.side == GUEST or self._loopback_kept):
             return unpack(local), listener.target
         guest = b"" if self._loopback_kept else self.guest6 if ipv6 else self.guest4 or self.guest6
         return unpack(guest) if guest else "::1" if ipv6 else "127.0.0.1", listener.target
@@ -106,6 +114,11 @@ class Policy:
         if client[:2] == LINK_LOCAL and len(client) == 16 and self.guest6_link:
             return self.guest6_link
         return self.guest4 if len(client) == 4 else self.guest6
+
+
+def is_loopback(address: bytes) -> bool:
+    """True for 127.0.0.0/8 and ::1, packed."""
+    return address[0] == 127 if len(address) == 4 else address == LOOPBACK6
 
 
 def ephemeral_ports() -> tuple[int, int]:
@@ -131,16 +144,31 @@ def ones(number: int) -> Iterator[int]:
         number ^= low
 
 
+class Datagrams(Protocol):
+    """What takes the datagrams of listeners."""
+
+    def opened(self, listener: Listener) -> None: ...
+    def closed(self, listener: Listener) -> None: ...
+
+    def ports(self, side: str) -> int:
+        """The UDP ports of a side that sockets of ours have beside the listeners, as bits."""
+
+    def release(self, port: int) -> bool:
+        """Give up a port of the host's; True if that was ours."""
+
+
 class Forward:
     """All rules and their listeners.
 
-    `accepted(listener, sock, address)` is called for each TCP client, `arrived(listener)` when a UDP listener
-    has something; `warn` with what a person should know; `later(seconds, call)` is the loop's timer.
+    `accepted(listener, sock, address)` is called for each TCP client, `arrived(listener, failed)` when a UDP listener
+    has something, errors too if `failed`; `warn` with what a person should know; `later(seconds, call)` is the loop's
+    timer.  `datagrams` hears of UDP listeners, and knows which ports other UDP sockets of ours have.
     """
 
     def __init__(
         self,
         inside: Inside | None,
+        keeper: unix.Keeper | None,
         *,
         ipv4: bool,
         ipv6: bool,
@@ -148,7 +176,8 @@ class Forward:
         freebind: bool,
         scope: int,
         accepted: Callable[[Listener, socket.socket, Any], None],
-        arrived: Callable[[Listener], None],
+        arrived: Callable[[Listener, bool], None],
+        datagrams: Datagrams,
         listeners_max: int,
         warn: Callable[[str], None],
         warn_once: Callable[[str], None],
@@ -157,6 +186,7 @@ class Forward:
         self.epoll = select.epoll()
         self.rules: list[Rule] = []
         self._inside = inside
+        self._keeper = keeper
         self._ipv4 = ipv4
         self._ipv6 = ipv6
         self._protocols = protocols
@@ -165,6 +195,7 @@ class Forward:
         self._listeners_max = listeners_max
         self._accepted = accepted
         self._arrived = arrived
+        self._datagrams = datagrams
         self._warn = warn
         self._warn_once = warn_once
         self._later = later
@@ -172,7 +203,7 @@ class Forward:
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
         self._open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
-        self._paths: dict[Rule, unix.UnixListener] = {}
+        self._published: dict[int, Listener] = {}
         self._wanted: dict[Rule, int] = {}
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
@@ -269,17 +300,19 @@ class Forward:
     def _bind(self, rule: Rule, port: int) -> socket.socket:
         """The listening socket, now; raises OSError."""
         if rule.path:
-            self._paths[rule] = unix.listen(rule.path)
-            return self._paths[rule].sock
+            if self._keeper is None:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            return self._keeper.listen(rule.path)
         request = self._request(rule, port)
         if rule.side == HOST:
             try:
-                return make(request)
+                return make_either(request)
             except OSError as e:
-                if e.errno != errno.EAFNOSUPPORT or rule.address is not None:
+                # The guest may have sent from a port before it was to be published
+                taken = e.errno == errno.EADDRINUSE and rule.protocol == UDP
+                if not taken or not self._datagrams.release(port):
                     raise
-                # A kernel without IPv6
-                return make({**request, "family": int(socket.AF_INET), "bind": ["0.0.0.0", port]})
+                return make_either(request)
         assert self._inside is not None
         return self._inside.fetch(request)
 
@@ -295,6 +328,8 @@ class Forward:
         if address is not None and version == 6 and address.is_link_local and not rule.interface:
             bind += [0, self._scope]
         request: dict[str, Any] = {
+            # A kernel without IPv6 has 0.0.0.0 only
+            "either": address is None,
             "family": int(family),
             "kind": int(socket.SOCK_STREAM if rule.protocol == TCP else socket.SOCK_DGRAM),
             "bind": bind,
@@ -313,6 +348,15 @@ class Forward:
         self._by_fd[sock.fileno()] = listener
         self._ours[rule.side, rule.protocol] |= 1 << port
         self._open[rule] = self._open.get(rule, 0) | 1 << port
+        if rule.protocol == UDP:
+            self._datagrams.opened(listener)
+            if (
+                rule.side == HOST
+                and rule.to_address is None
+                and rule.address is None
+                and not rule.interface
+            ):
+                self._published.setdefault(listener.target, listener)
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _close(self, key: tuple[Rule, int]) -> None:
@@ -320,8 +364,12 @@ class Forward:
         rule, port = key
         del self._by_fd[listener.sock.fileno()]
         self.epoll.unregister(listener.sock.fileno())
-        if rule.path:
-            self._paths.pop(rule).remove()
+        if rule.path and self._keeper is not None:
+            self._keeper.unlink(rule.path)
+        if rule.protocol == UDP:
+            self._datagrams.closed(listener)
+            if self._published.get(listener.target) is listener:
+                del self._published[listener.target]
         listener.sock.close()
         self._open[rule] &= ~(1 << port)
         # Another rule may listen on that port at another address
@@ -335,28 +383,31 @@ class Forward:
 
     def on_ready(self) -> None:
         """Some listeners have clients."""
-        for fd, _ in self.epoll.poll(0):
+        accepts = ACCEPTS_PER_EVENT
+        for fd, ready in self.epoll.poll(0, LISTENERS_PER_EVENT):
             listener = self._by_fd.get(fd)
             if listener is None:
                 continue
             if listener.rule.protocol == UDP:
-                self._arrived(listener)
-            else:
-                self._accept(listener)
+                self._arrived(listener, bool(ready & select.EPOLLERR))
+            elif accepts > 0:
+                accepts -= self._accept(listener, accepts)
 
-    def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPTS_PER_EVENT):
+    def _accept(self, listener: Listener, most: int) -> int:
+        """Take clients, at most so many; how many there were."""
+        for n in range(most):
             try:
                 sock, address = listener.sock.accept()
             except BlockingIOError:
-                return
+                return n
             except OSError as e:
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(listener, e)
-                    return
+                    return most
                 continue  # it has gone again (accept(2))
             sock.setblocking(False)
             self._accepted(listener, sock, address)
+        return most
 
     def _pause(self, listener: Listener, error: OSError) -> None:
         """There is no descriptor for a client: look again in a while, not all the time."""
@@ -373,6 +424,10 @@ class Forward:
         self._paused.clear()
 
     # Ports that follow others
+
+    def udp_listener(self, port: int) -> Listener | None:
+        """The listener at all addresses that leads to this UDP port of the guest's, if there is one."""
+        return self._published.get(port)
 
     @property
     def scanning(self) -> bool:
@@ -453,7 +508,10 @@ class Forward:
                     found |= int.from_bytes(_cext.bound_ports(fd, family, number, without), "little")
                 except FileNotFoundError:
                     continue  # the kernel has no such protocol
-            seen[side, protocol] = found & ~self._ours[side, protocol]
+            ours = self._ours[side, protocol]
+            if protocol == UDP:
+                ours |= self._datagrams.ports(side)
+            seen[side, protocol] = found & ~ours
         return seen[side, protocol]
 
     def _diag_socket(self, side: str) -> socket.socket:
@@ -465,7 +523,7 @@ class Forward:
                 "protocol": NETLINK_SOCK_DIAG,
             }
             if side == HOST:
-                self._diag[side] = make(request)
+                self._diag[side] = make_either(request)
             elif self._inside is not None:
                 self._diag[side] = self._inside.fetch(request)
             else:

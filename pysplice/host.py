@@ -8,6 +8,8 @@ costs nothing.  The epoll instance is itself a descriptor that the loop watches:
 yields all sockets that are ready, and arm() can ask again with EPOLL_CTL_MOD, which no loop offers.
 """
 
+# system calls (serve): socket connect bind setsockopt getsockopt shutdown close epoll_ctl epoll_wait epoll_pwait
+
 import errno
 import os
 import select

@@ -8,6 +8,9 @@ capabilities that this process does not have, or gives up; so a small process st
 else.  Requests and answers are packets on a socket pair, the descriptors travel as SCM_RIGHTS.
 """
 
+# system calls (serve): recvmsg sendto poll ppoll
+# system calls (inside): socket setsockopt bind listen recvfrom sendmsg ioctl fcntl getsockname
+
 import array  # noqa: F401  socket.send_fds() imports it when it is called, and then there may be no file left
 import contextlib
 import errno
@@ -38,9 +41,8 @@ def serve(control: socket.socket) -> None:
     """Make sockets until the other end is closed.
 
     A request has `family`, `kind`, `protocol` and `count`, or `bind` (an address for bind(2)): then with
-    `backlog` for one that listens, `device` to bind it to, `v6only` and `freebind`; or with `reuse` for one that
-    is to be connected beside a listener, and `any` if its port may be another where it must.  The answer has
-    the same `tag` and an `errno`, and the sockets.
+    `backlog` for one that listens, `device` to bind it to, `v6only` and `freebind`, and `any` if its port may be
+    another where it must.  The answer has the same `tag` and an `errno`, and the sockets.
     """
     while True:
         try:
@@ -54,7 +56,7 @@ def serve(control: socket.socket) -> None:
         error = 0
         try:
             for _ in range(min(request.get("count", 1), FDS_MAX)):
-                made.append(make(request))
+                made.append(make_either(request))
         except OSError as e:
             error = 0 if made else e.errno or errno.EIO
         answer = json.dumps({"tag": request["tag"], "errno": error}).encode()
@@ -62,6 +64,18 @@ def serve(control: socket.socket) -> None:
             socket.send_fds(control, [answer], [sock.fileno() for sock in made])
         for sock in made:
             sock.close()
+
+
+def make_either(request: dict[str, Any]) -> socket.socket:
+    """The same, and for `either` one of IPv4 where the kernel has no IPv6."""
+    try:
+        return make(request)
+    except OSError as e:
+        if e.errno != errno.EAFNOSUPPORT or not request.get("either"):
+            raise
+        four = {**request, "family": int(socket.AF_INET), "bind": ["0.0.0.0", request["bind"][1]]}
+        four.pop("v6only", None)
+        return make(four)
 
 
 def make(request: dict[str, Any]) -> socket.socket:
@@ -87,8 +101,9 @@ def make(request: dict[str, Any]) -> socket.socket:
 
 
 def _bind(sock: socket.socket, request: dict[str, Any]) -> None:
+    # SO_REUSEADDR lets another user's datagram socket in; among those that listen for connections it does not
     stream = sock.type == socket.SOCK_STREAM
-    if stream or request.get("reuse"):
+    if stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     else:
         if sock.family == socket.AF_INET6:
@@ -104,9 +119,6 @@ def _bind(sock: socket.socket, request: dict[str, Any]) -> None:
         sock.bind((address[0], 0))
     if stream:
         sock.listen(request.get("backlog", 128))
-    else:
-        # Only now: two that listen must not share a port unnoticed; the connected sockets of its flows may
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 class Inside:

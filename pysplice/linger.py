@@ -9,6 +9,8 @@ is queued: input is thrown away, and nobody waits for it.  No event tells when a
 in growing intervals.
 """
 
+# system calls (serve): recvfrom ioctl setsockopt shutdown
+
 import contextlib
 import errno
 import fcntl

@@ -5,6 +5,8 @@ which flow a run belongs to is for flows.py, what becomes of it for tcp/ and dat
 kind asks for services/, who listens for forward.py.
 """
 
+# system calls (serve): eventfd2 socketpair signalfd4 epoll_create1 rt_sigprocmask rt_sigaction
+
 import asyncio
 import contextlib
 import errno
@@ -21,8 +23,10 @@ from ._cext import Datagrams
 from .births import Births, Link
 from .control import Control
 from .datagram.echo import Echo
-from .datagram.plane import NEVER, Plane
-from .datagram.udp import FIRSTS_PER_EVENT, Udp, receive_first
+from .datagram.plane import NEVER, Limits, Plane
+from .datagram.routes import Port
+from .datagram.spliced import Spliced
+from .datagram.udp import Udp
 from .flows import Flow, Flows
 from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Listener, Policy
 from .host import HostSockets
@@ -40,7 +44,7 @@ from .tcp import small_queue
 from .tcp.doors import SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
 from .translate import KEY4_LEN, Translation, pack, unpack
-from .unix import UnixListener
+from .unix import Keeper
 
 IPV4_HEADER = 20
 TCP_HEADER = 20
@@ -52,12 +56,20 @@ LINGER_NAMESPACE = 1.0
 LINGER_MOST = 300.0
 LINGER_LOOK = 0.5
 
+POLL_EVERY = 1.0  # seconds, where the end of a namespace is reported by nothing
+
 LAST_BATCHES = 16
 
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # they end us in order
 
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
 NEIGHBOURS_MAX = 1024
+
+
+def hops(frame: bytes) -> int:
+    """The hop limit of an Ethernet frame with an IP packet; -1 if it has none."""
+    at = 14 + (8 if frame[12:14] == b"\x08\x00" else 7)
+    return frame[at] if len(frame) >= 34 else -1
 
 
 class Proxy:
@@ -71,6 +83,7 @@ class Proxy:
         translation: Translation,
         policy: Policy,
         inside: Inside | None,
+        keeper: Keeper | None,
         log: Log,
         flow_max: int,
         trace: TextIO | None = None,
@@ -80,6 +93,7 @@ class Proxy:
         self.translation = translation
         self.policy = policy
         self.inside = inside
+        self.keeper = keeper
         self.log = log
         self._loop = uvloop.new_event_loop()
         self.flows = Flows(flow_max)
@@ -109,18 +123,25 @@ class Proxy:
         self.datagrams = Plane(
             tap,
             translation,
+            policy,
             inside,
             udp=link.udp,
             echo=link.icmp,
             mtu=link.mtu,
-            flows_max=flow_max // 4,
+            limits=Limits(flow_max // 4, flow_max // 4, flow_max // 16, flow_max // 8, flow_max // 16),
             log=log,
+            filtering=link.udp_filter,
+            broadcasts=link.broadcasts,
         )
+        self.datagrams.udp.published = self._published
+        if tap is not None:
+            tap.clock = time.monotonic
         self._expiring = False
 
         self.splices = Splices(self._splice_again)
         self.forward = Forward(
             inside,
+            keeper,
             ipv4=link.ipv4,
             ipv6=link.ipv6,
             freebind=link.freebind,
@@ -129,21 +150,26 @@ class Proxy:
             listeners_max=flow_max * 3 // 4,
             accepted=self._accepted,
             arrived=self._arrived,
+            datagrams=self,
             warn=log.warning,
             warn_once=lambda text: log.once(text, text),
             later=self._loop.call_later,
         )
         self._scanning = False
-        self._control: Control | None = None
+        self._control = Control(self, self._show, self._loop.add_reader, self._loop.remove_reader)
         self._counts = ""
         self._neighbours: dict[bytes, bytes] = {}  # the guest's: address to MAC
+        self._dropped: dict[str, int] = {}
 
-    def control(self, listener: UnixListener) -> None:
-        """Take requests on a UNIX socket."""
-        loop = self._loop
-        self._control = Control(
-            listener, self, self._show, loop.add_reader, loop.remove_reader, loop.call_later
-        )
+    def _on_keeper(self) -> None:
+        """Clients of the control socket."""
+        assert self.keeper is not None
+        try:
+            for client in self.keeper.clients():
+                self._control.take(client)
+        except ConnectionError:
+            self.log.warning("the process that keeps socket files is gone: no requests any more")
+            self._loop.remove_reader(self.keeper.fileno())
 
     def _show(self) -> dict[str, Any]:
         options = {pair: option for option, pair in OPTIONS.items()}
@@ -155,7 +181,7 @@ class Proxy:
         paths = (f"-t {rule}" for rule in self.forward.rules if rule.path)
         flows = [f"tcp {words.flow_name(flow.key)}" for flow in self.flows.all()]
         flows += [f"tcp {splice.name}, short cut" for splice in self.splices.all()]
-        flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows.all()]
+        flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows]
         return {
             "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
             "listening": words.shown([*listening, *paths]),
@@ -190,11 +216,12 @@ class Proxy:
         on_watch: Callable[[], int | None],
         started: Callable[[], None],
         command: bool = False,
+        polled: bool = False,
     ) -> int:
         """Serve until `on_watch`, called when `watch_fd` is readable, gives an exit status.
 
         `started` is called once we serve.  With `command` the status is that of a command, and nothing else ends
-        us but a signal.
+        us but a signal.  With `polled` it is called now and then instead.
         """
         loop = self._loop
         self._command = command
@@ -202,23 +229,30 @@ class Proxy:
         def ended() -> None:
             status = on_watch()
             if status is not None:
-                loop.remove_reader(watch_fd)
+                if watch_fd >= 0:
+                    loop.remove_reader(watch_fd)
                 self._end(status)
+            elif polled:
+                loop.call_later(POLL_EVERY, ended)
 
         if self.tap is not None and self.hosts is not None:
             loop.add_reader(self.tap.fileno(), self._on_tap)
             loop.add_reader(self.hosts.fileno(), self._on_hosts)
         loop.add_reader(self.forward.fileno(), self.forward.on_ready)
         loop.add_reader(self.splices.fileno(), self.splices.on_ready)
-        for flows in (self.datagrams.udp, self.datagrams.echo):
+        for flows in (self.datagrams.udp, self.datagrams.spliced, self.datagrams.echo):
             if flows is not None:
                 loop.add_reader(flows.fileno(), self._on_sockets, flows)
         if self.inside is not None:
             loop.add_reader(self.inside.fileno(), self._on_inside)
+        if self.keeper is not None:
+            loop.add_reader(self.keeper.fileno(), self._on_keeper)
         if self.desk.router is not None:
             self._advertise(first=True)
         if watch_fd >= 0:
             loop.add_reader(watch_fd, ended)
+        elif polled:
+            loop.call_later(POLL_EVERY, ended)
         # A signal that comes before the loop runs would be lost in it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number in SIGNALS:
@@ -240,6 +274,7 @@ class Proxy:
                 self.hosts,
                 self.tap,
                 self.inside,
+                self.keeper,
             ):
                 if room is not None:
                     room.close()
@@ -248,13 +283,18 @@ class Proxy:
 
     def counts(self) -> str:
         """What has happened so far, in one line."""
-        invalid = self.tap.dropped if self.tap is not None else 0
+        invalid = sum(self.tap.dropped.values()) if self.tap is not None else 0
         return (
             f"{self.flows.opened} connections ({len(self.flows)} open), {self.flows.refused} refused for want "
             f"of room, {self.splices.opened} short cuts ({len(self.splices)} open), "
             f"{self.datagrams.udp.flows.opened} UDP flows ({len(self.datagrams.udp.flows)} open), "
-            f"{invalid} frames dropped as invalid"
+            f"{invalid} frames dropped as invalid, {self._unpassed()} datagrams not passed on"
         )
+
+    def _unpassed(self) -> int:
+        """Datagrams that led nowhere: from the guest, from hosts that nobody had asked, from clients."""
+        of = self.datagrams
+        return of.dropped + of.udp.undelivered + of.udp.filtered + of.clients.refused + of.spliced.refused
 
     def stop(self, status: int) -> None:
         self._status = status
@@ -332,12 +372,23 @@ class Proxy:
         if self.log.trace_on:
             for line in words.batch(runs, datagrams, frames):
                 self.log.trace(line)
+        if self.log.debug_on:
+            self._say_dropped(began)
         self._queue.seen(runs, began)
         self._take_runs(runs, datagrams, frames)
         if self._queue.watching:
             total = sum([run.length for run in runs])
             self._queue.served(total, time.monotonic() - began)
         self._resume_later(began)
+
+    def _say_dropped(self, now: float) -> None:
+        """Name the frames that were not even looked at."""
+        assert self.tap is not None
+        dropped = self.tap.dropped
+        if dropped != self._dropped:
+            self._dropped = dropped
+            causes = ", ".join(f"{why} {count}" for why, count in dropped.items())
+            self.log.flow("dropped", f"frames so far, by what is wrong: {causes}", now)
 
     def _take_runs(
         self, runs: Sequence[Run], datagrams: Sequence[Datagrams], frames: Sequence[bytes]
@@ -484,6 +535,13 @@ class Proxy:
 
     def _serve(self, frame: bytes, now: float) -> None:
         assert self.tap is not None
+        if self._enabled(frame[12:14], frame[14:15]) and hops(frame) == 0:
+            # A router sends it no further, and says so but of what went to many
+            self.datagrams.dropped += 1
+            self.log.flow("dropped", f"{words.packet(frame[14:])}: no hop left", now)
+            if not frame[0] & 1:
+                self.tap.expired(frame)
+            return
         reply = self.desk.answer(frame)
         if reply is not None:
             if not frame[6] & 1:
@@ -522,7 +580,7 @@ class Proxy:
             return self.link.ipv4 and first != b"" and first[0] >> 4 == 4
         return ethertype == b"\x86\xdd" and self.link.ipv6 and first != b"" and first[0] >> 4 == 6
 
-    def _on_sockets(self, flows: Udp | Echo) -> None:
+    def _on_sockets(self, flows: Udp | Spliced | Echo) -> None:
         flows.on_ready(time.monotonic())
 
     def _expire_later(self, after: float = 1.0) -> None:
@@ -602,6 +660,13 @@ class Proxy:
             return
         local = b"" if unix else pack(sock.getsockname()[0])
         target = self.policy.beyond(listener, local)
+        if target is None:
+            self.flows.refused += 1
+            self.log.flow(
+                "inbound", f"{unpack(local)} is no loopback address: not passed on", time.monotonic()
+            )
+            reset(sock)
+            return
         family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
         name = f"{listener.rule.path or f'[{unpack(client)}]:{address[1]}'} -> [{target[0]}]:{target[1]}"
         if self.log.debug_on:
@@ -630,35 +695,34 @@ class Proxy:
         self.flows.refused += 1
         return False
 
-    def _arrived(self, listener: Listener) -> None:
-        """The first datagrams of clients."""
-        now = time.monotonic()
-        rule = listener.rule
-        for _ in range(FIRSTS_PER_EVENT):
-            try:
-                arrival = receive_first(listener.sock)
-            except OSError:
-                return
-            client = pack(arrival.peer[0])
-            helped = self.inside is not None or rule.side == GUEST
-            if helped and self.policy.short_cut(rule, client):
-                name = f"{rule.side} {listener.port} {rule.address} ".encode()
-                target = self.policy.beyond(listener, arrival.local)
-                self.datagrams.udp.spliced(name, arrival, listener.port, target, rule.side == GUEST, now)
-            elif self.tap is not None:
-                caller = self.translation.caller(client, self.policy.guest(rule, client))
-                # A server that is asked from a link-local address answers from its own link-local one
-                guest = self.policy.guest(rule, caller) if caller else b""
-                if guest:
-                    freebind = self.link.freebind
-                    self.datagrams.udp.to_guest(
-                        arrival,
-                        listener.port,
-                        listener.target,
-                        guest,
-                        caller,
-                        rule.interface,
-                        freebind,
-                        now,
-                    )
+    def _arrived(self, listener: Listener, failed: bool) -> None:
+        """A UDP listener has datagrams, or errors."""
+        # Without the helper in the namespace loopback comes by the tap; out of it we need none
+        helped = self.inside is not None or listener.rule.side == GUEST
+        try:
+            self.datagrams.on_listener(listener, failed, helped, time.monotonic())
+        except Exception as e:
+            self._failed(None, e)
         self._expire_later()
+
+    # What forward.py asks of the sockets for datagrams
+
+    def opened(self, listener: Listener) -> None:
+        self.datagrams.clients.open(listener)
+
+    def closed(self, listener: Listener) -> None:
+        self.datagrams.clients.close(listener)
+
+    def ports(self, side: str) -> int:
+        ports = self.datagrams.spliced.ports(side == GUEST)
+        return ports if side == GUEST else ports | self.datagrams.udp.ports()
+
+    def release(self, port: int) -> bool:
+        return self.datagrams.udp.release(port)
+
+    def _published(self, port: int, guest: bytes) -> Port | None:
+        """The socket that the guest's datagrams from a published port leave by."""
+        listener = self.forward.udp_listener(port)
+        if listener is None or guest not in (self.policy.guest4, self.policy.guest6):
+            return None
+        return self.datagrams.clients.port(listener)

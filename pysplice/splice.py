@@ -1,6 +1,7 @@
 """The short cut for loopback connections: socket to socket, without the tap.
 
-Owns the sockets and pipes of its connections and the epoll instance that watches them.  Imports one function of `linger`.
+Owns the sockets and pipes of its connections and the epoll instance that watches them.  Imports one function of
+`linger`.
 
 Bytes go by splice(2) from a socket into a pipe and from there into the other socket: the kernel moves pages, and
 none of them comes to this process.  A pipe is borrowed while it holds something.  Each direction ends by itself
@@ -9,6 +10,8 @@ none of them comes to this process.  A pipe is borrowed while it holds something
 Readiness is reported by edges, so a direction is pumped until the source is empty or the target full.  A
 connection that never gets there makes way for the others after some rounds, and goes on in the next.
 """
+
+# system calls (serve): splice pipe2 fcntl write recvfrom getpeername
 
 import contextlib
 import errno
@@ -55,9 +58,7 @@ class Splice:
 
     __slots__ = ("broken", "client", "directions", "from_guest", "name", "server", "state")
 
-    def __init__(
-        self, client: socket.socket, server: socket.socket, name: str, from_guest: bool
-    ) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, name: str, from_guest: bool) -> None:
         self.from_guest = from_guest
         self.client = client
         self.server = server

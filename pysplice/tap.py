@@ -4,6 +4,8 @@ Owns the descriptor of the tap, and is the only room that reads or writes it.  I
 constants of `tcp.doors` and the ICMP errors of `services`.
 """
 
+# system calls (serve): poll ppoll
+
 import os
 import select
 import struct
@@ -33,7 +35,9 @@ class TapDevice:
     def __init__(self, fd: int, vnet: bool, mac: bytes, guest_mac: bytes = b"", uso: bool = False) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
-        self.raw = self._tap = _cext.Tap(fd, vnet)
+        self.raw = self._tap = _cext.Tap(fd, vnet, mac)
+        self.clock: Callable[[], float] = lambda: 0.0
+        self._errors = icmp.RateLimit()
         self.uso = uso
         self.guest_mac = guest_mac or BROADCAST  # where what is not asked for goes
         self.source4 = self.source6 = b""
@@ -58,9 +62,19 @@ class TapDevice:
         return bool(self._poll.poll(0))
 
     @property
-    def dropped(self) -> int:
-        """Frames from the guest that were not valid."""
+    def dropped(self) -> dict[str, int]:
+        """Frames from the guest that were not valid, by what was wrong with them."""
         return self._tap.dropped
+
+    @property
+    def errors_held_back(self) -> int:
+        """ICMP errors that would have been too many."""
+        return self._errors.held_back
+
+    def emit_error(self, frame: bytes) -> None:
+        """A frame with an ICMP error for the guest, if that does not make too many (RFC 4443, section 2.4 (f))."""
+        if self._errors.allows(self.clock()):
+            self.emit_frame(frame)
 
     def reset(self, key: bytes, guest_mac: bytes, seq: int, ack: int, flags: int) -> None:
         """A segment for a flow that does not exist."""
@@ -72,7 +86,15 @@ class TapDevice:
         source = (self.source4 or frame[30:34]) if ipv4 else (self.source6 or frame[38:54])
         message = icmp.unreachable(frame, error, self.mac, source)
         if message is not None:
-            self.emit_frame(message)
+            self.emit_error(message)
+
+    def expired(self, frame: bytes) -> None:
+        """Tell the guest that its packet has no hop left (RFC 792, RFC 4443: time exceeded in transit)."""
+        ipv4 = frame[12:14] == b"\x08\x00"
+        source = (self.source4 or frame[30:34]) if ipv4 else (self.source6 or frame[38:54])
+        message = icmp.error_frame(frame, 11 if ipv4 else 3, 0, 0, self.mac, source)
+        if message is not None:
+            self.emit_error(message)
 
     def capture(self, fd: int) -> None:
         """Write all frames to a pcap file from now on."""

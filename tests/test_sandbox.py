@@ -10,12 +10,13 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
+import sys
 from pathlib import Path
 
 import pytest
 
-from pysplice.setup import sandbox
+from pysplice.config import ConfigError
+from pysplice.setup import isolation, landlock, sandbox, seccomp
 
 # They come with the C compiler: those of this machine, and the common ones, which are aarch64's
 HEADERS = {
@@ -30,13 +31,13 @@ NETLINK_NETFILTER = 12
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def result_of(function):
+def result_of(function, *arguments):
     """What the function returns, or the errno it fails with, in a child that has entered the sandbox."""
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.write(writable, f"{sandbox.enter()}|".encode())
+            os.write(writable, f"{'; '.join(sandbox.enter(*arguments))}|".encode())
             os.write(writable, f"{function()}".encode())
         except OSError as e:
             os.write(writable, errno.errorcode[e.errno or 0].encode())
@@ -56,14 +57,6 @@ def call(name, *args):
     if getattr(LIBC, name)(*args) < 0:
         raise OSError(ctypes.get_errno(), name)
     return "done"
-
-
-def in_a_thread():
-    said = []
-    thread = threading.Thread(target=said.append, args=("done",))
-    thread.start()
-    thread.join(5)
-    return said[0]
 
 
 def interrupted():
@@ -90,6 +83,11 @@ def interrupted():
         lambda: fcntl.fcntl(0, F_SETSIG, signal.SIGKILL),
         lambda: fcntl.ioctl(0, FIOSETOWN, struct.pack("i", os.getppid())),
         lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE),
+        lambda: call("memfd_create", b"x", 0),
+        lambda: os.inotify_init() if hasattr(os, "inotify_init") else call("inotify_init1", 0),
+        lambda: call("personality", 0xFFFFFFFF),
+        lambda: os.open("/", os.O_RDONLY),
+        lambda: os.unlink("/x"),
         lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
         lambda: os.sched_setaffinity(os.getppid(), {0}),
         lambda: os.pidfd_open(os.getppid()),
@@ -104,7 +102,6 @@ def test_denied(isolated_child, attempt):
 @pytest.mark.parametrize(
     "attempt",
     (
-        in_a_thread,
         interrupted,
         lambda: os.write(os.pipe()[1], b"x") and "done",
         lambda: (
@@ -114,11 +111,10 @@ def test_denied(isolated_child, attempt):
         lambda: (
             [
                 socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol).close()
-                for protocol in (sandbox.NETLINK_ROUTE, sandbox.NETLINK_SOCK_DIAG)
+                for protocol in (seccomp.NETLINK_ROUTE, seccomp.NETLINK_SOCK_DIAG)
             ]
             and "done"
         ),
-        lambda: resource.getrlimit(resource.RLIMIT_NOFILE) and "done",
         lambda: fcntl.fcntl(os.pipe()[1], F_SETPIPE_SZ, 1 << 16) and "done",
     ),
 )
@@ -127,93 +123,184 @@ def test_allowed(isolated_child, attempt):
 
 
 def test_there_is_nothing(isolated_child):
-    assert result_of(lambda: os.listdir("/")) == "[]"
-    assert result_of(lambda: os.getcwd()) == "/"
-    assert result_of(lambda: os.mkdir("/tmp")) in ("EROFS", "ENOSPC")
-    assert result_of(lambda: os.listdir("/..")) == "[]"
+    """Even without the filter the root is empty, and behind landlock nothing can be looked at."""
+    unfiltered = {"role": "unfiltered"}
+    sandbox.seccomp.ROLES["unfiltered"] = frozenset(NUMBERS_OF_THIS_MACHINE)
+    try:
+        assert result_of(lambda: os.stat("/etc") and "there", *unfiltered.values()) == "ENOENT"
+        assert result_of(os.getcwd, *unfiltered.values()) == "/"
+    finally:
+        del sandbox.seccomp.ROLES["unfiltered"]
 
 
-def test_the_file_system_can_stay(isolated_child, monkeypatch):
-    monkeypatch.setattr(sandbox.enter, "__defaults__", (False, False))
-    assert "etc" in result_of(lambda: os.listdir("/"))
-    assert result_of(os.fork) == "EPERM"
+def test_landlock(isolated_child):
+    """By itself: what is open stays so, and nothing else can be opened."""
+
+    def attempt():
+        isolation.renounce_new_privileges()
+        before = os.open("/etc", os.O_PATH)
+        landlock.restrict()
+        os.stat("/etc", dir_fd=before)
+        return os.listdir("/etc")
+
+    if LIBC.syscall(444, None, 0, 1) < 0:
+        pytest.skip("this kernel has no landlock")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            attempt()
+        except PermissionError:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_nobody_looks_into_it(isolated_child):
+    """It is not dumpable: another process of the same user finds its files to be root's."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        try:
+            sandbox.enter()
+            theirs.sendall(b"x")
+            theirs.recv(1)
+        finally:
+            os._exit(0)
+    theirs.close()
+    ours.settimeout(10)
+    assert ours.recv(1) == b"x"
+    status = Path(f"/proc/{child}/environ")
+    assert os.geteuid() == 0 or os.stat(status).st_uid != os.geteuid()
+    ours.close()
+    os.waitpid(child, 0)
+
+
+def test_what_cannot_be_given_up_is_an_error(monkeypatch):
+    """The results of prctl() and capset() are looked at."""
+
+    class Refusing:
+        def __getattr__(self, name):
+            def refuse(*args):
+                ctypes.set_errno(errno.EPERM)
+                return -1
+
+            return refuse
+
+    monkeypatch.setattr(isolation, "_libc", Refusing())
+    for attempt in (isolation.hide, isolation.drop_privileges, isolation.renounce_new_privileges):
+        with pytest.raises(ConfigError, match="Operation not permitted"):
+            attempt()
 
 
 @pytest.fixture
-def isolated_child():
+def isolated_child(monkeypatch):
+    monkeypatch.delenv("PYSPLICE_SECCOMP", raising=False)
     if subprocess.run(["unshare", "-Um", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
+
+
+def test_the_lists_are_made_of_the_code():
+    """contrib/list-syscalls finds what is there already."""
+    script = Path(__file__).parent.parent / "contrib" / "list-syscalls"
+    if not all(path.exists() for path in HEADERS.values()):
+        pytest.skip("the kernel's headers of an amd64 machine are not installed")
+    assert subprocess.run([sys.executable, script, "--check"], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("machine", [name for name, path in HEADERS.items() if path.exists()])
 def test_numbers_are_the_kernels(machine):
     theirs = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
+    theirs["newfstatat"] = theirs.get("newfstatat", theirs.get("fstatat"))
     for name, number in sandbox.NUMBERS[machine].items():
         assert theirs[name] == str(number), name
 
 
 PID = 4711
 DANGEROUS = {
-    *(
-        "execve",
-        "execveat",
-        "ptrace",
-        "process_vm_readv",
-        "process_vm_writev",
-        "kill",
-        "tkill",
-        "pidfd_open",
-    ),
-    *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "bpf", "userfaultfd", "keyctl"),
+    "x86_64": {
+        "execve": 59,
+        "ptrace": 101,
+        "kill": 62,
+        "clone": 56,
+        "mount": 165,
+        "openat": 257,
+        "unshare": 272,
+    },
+    "aarch64": {
+        "execve": 221,
+        "ptrace": 117,
+        "kill": 129,
+        "clone": 220,
+        "mount": 40,
+        "openat": 56,
+        "unshare": 97,
+    },
 }
-EPERM, ENOSYS = (sandbox.SECCOMP_RET_ERRNO | number for number in (errno.EPERM, errno.ENOSYS))
-ALLOW = sandbox.SECCOMP_RET_ALLOW
+EPERM, ENOSYS = (seccomp.SECCOMP_RET_ERRNO | number for number in (errno.EPERM, errno.ENOSYS))
+ALLOW, KILL = seccomp.SECCOMP_RET_ALLOW, seccomp.SECCOMP_RET_KILL_PROCESS
+NUMBERS_OF_THIS_MACHINE = sandbox.NUMBERS.get(os.uname().machine, {})
 
 
-def verdict(machine, number, *arguments, arch=None):
-    """What the filter says of a system call: classic BPF, as far as the filter has it, step by step."""
-    code = [*sandbox.INSTRUCTION.iter_unpack(sandbox.program(machine, PID))]
-    data = {sandbox.NUMBER: number, sandbox.ARCHITECTURE: arch or sandbox.AUDIT_ARCH[machine]}
-    data |= dict(zip(sandbox.ARGUMENTS, (*arguments, 0, 0, 0), strict=False))
+def run(program, number, *arguments, arch):
+    """What a filter says of a system call: classic BPF, as far as it is used, step by step."""
+    code = [*seccomp.INSTRUCTION.iter_unpack(program)]
+    data = {seccomp.NUMBER: number, seccomp.ARCHITECTURE: arch}
+    data |= dict(zip(seccomp.ARGUMENTS, (*arguments, 0, 0, 0), strict=False))
     at = accumulator = 0
     while True:
         what, yes, no, value = code[at]
         at += 1
-        if what == sandbox.RETURN:
+        if what == seccomp.RETURN:
             return value
-        if what == sandbox.LOAD:
+        if what == seccomp.LOAD:
             accumulator = data[value]
         else:
             true = {
-                sandbox.JUMP_EQUAL: accumulator == value,
-                sandbox.JUMP_AT_LEAST: accumulator >= value,
-                sandbox.JUMP_ANY: bool(accumulator & value),
+                seccomp.JUMP_EQUAL: accumulator == value,
+                seccomp.JUMP_AT_LEAST: accumulator >= value,
             }[what]
             at += yes if true else no
 
 
+def verdict(machine, number, *arguments, role="serve", arch=None, kill=False):
+    program = seccomp.program(machine, PID, role, kill)
+    return run(program, number, *arguments, arch=arch or seccomp.AUDIT_ARCH[machine])
+
+
 @pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
-def test_what_the_filter_says(machine):
+@pytest.mark.parametrize("role", sorted(seccomp.ROLES))
+def test_what_the_filter_says(machine, role):
+    """The calls of the role and no others, whatever numbers a newer kernel has."""
     numbers = sandbox.NUMBERS[machine]
-    assert verdict(machine, {"x86_64": 0, "aarch64": 63}[machine]) == ALLOW  # read()
-    assert verdict(machine, 0, arch=0x40000003) == EPERM  # another machine's numbers
+    allowed = {numbers[name] for name in seccomp.ROLES[role] if name in numbers}
+    looked_at = {numbers[name] for name in (*seccomp.CHECKED, "tgkill") if name in numbers}
+    assert len(seccomp.ROLES[role]) <= 64
+    for number in range(600):
+        said = verdict(machine, number, role=role)
+        if number == seccomp.CLONE3:
+            assert said == ENOSYS
+        elif number in looked_at and number in allowed:
+            assert said == EPERM  # with arguments of 0
+        else:
+            assert said == (ALLOW if number in allowed else EPERM), number
+            assert verdict(machine, number, role=role, kill=True) == (ALLOW if number in allowed else KILL)
+    for name, number in DANGEROUS.get(machine, {}).items():
+        assert verdict(machine, number, role=role) == EPERM, name
+    assert verdict(machine, numbers["read"], arch=0x40000003) == EPERM  # another machine's numbers
     if machine == "x86_64":
-        assert verdict(machine, sandbox.X32_BIT) == EPERM
-    assert numbers.keys() >= DANGEROUS
-    for name in numbers.keys() - {*sandbox.CHECKED, "clone3"}:
-        assert verdict(machine, numbers[name]) == EPERM, name
-    assert verdict(machine, numbers["clone3"]) == ENOSYS
+        assert verdict(machine, seccomp.X32_BIT) == EPERM
 
 
 @pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
 @pytest.mark.parametrize(
     ("name", "allowed", "denied"),
     (
-        ("clone", ((sandbox.CLONE_THREAD | 0x100,),), ((0x11,), (0,))),
         ("tgkill", ((PID,),), ((1,), (0,))),
-        ("prlimit64", ((0,), (PID,)), ((1,),)),
         ("fcntl", ((3, 1), (3, F_SETPIPE_SZ)), ((3, F_SETOWN), (3, F_SETSIG), (3, 15))),
-        ("ioctl", ((3, 0x5411),), ((3, FIOSETOWN), (3, 0x8902), (3, 0x5412))),
+        ("ioctl", ((3, 0x5411), (3, 0x5421)), ((3, FIOSETOWN), (3, 0x8902), (3, 0x5412), (3, 0x400454CA))),
         ("socket", ((1,), (2,), (10,), (16, 3, 0), (16, 3, 4)), ((40,), (16, 3, 12), (17, 3, 0))),
     ),
 )
@@ -223,5 +310,21 @@ def test_what_the_filter_says_of_arguments(machine, name, allowed, denied):
     assert {verdict(machine, number, *arguments) for arguments in denied} == {EPERM}
 
 
-def test_an_unknown_machine_has_no_filter():
+@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+def test_a_terminal_is_protected(machine):
+    program = seccomp.terminal_program(machine)
+    ioctl = sandbox.NUMBERS[machine]["ioctl"]
+    ways = [(ioctl, seccomp.AUDIT_ARCH[machine])]
+    if machine == "x86_64":
+        ways += [(54, 0x40000003), (seccomp.X32_BIT | 514, seccomp.AUDIT_ARCH[machine])]
+    for number, arch in ways:
+        for request, said in ((0x5412, EPERM), (0x541C, EPERM), (0x5401, ALLOW)):
+            assert run(program, number, 0, request, arch=arch) == said
+    assert run(program, ioctl + 1, 0, 0x5412, arch=seccomp.AUDIT_ARCH[machine]) == ALLOW
+
+
+def test_an_unknown_machine_is_said(monkeypatch):
     assert sandbox.program("pdp11", 1) == b""
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", "pdp11")))
+    with pytest.raises(ConfigError, match="not known"):
+        seccomp.confine("serve")

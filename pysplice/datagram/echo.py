@@ -6,17 +6,18 @@ Owns its sockets and the epoll instance that watches them.  Imports `services` (
 The kernel writes its own identifier and checksum into a request; the guest's come back with the reply.
 """
 
+# system calls (serve): recvfrom sendto
+
 import contextlib
 import errno
 import select
 import socket
 import struct
-from typing import Any
 
 from ..observe.log import Log
 from ..services import icmp
 from ..tap import TapDevice
-from ..translate import Translation
+from ..translate import Translation, pack
 from . import errors, fragments
 from .table import Expiring, Table
 
@@ -34,13 +35,12 @@ NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN})
 class EchoFlow(Expiring):
     """`key`: source, destination, identifier, and two bytes of 0 in the place of a port."""
 
-    __slots__ = ("guest_mac", "sock", "ttl")
+    __slots__ = ("guest_mac", "host", "sock", "ttl")
 
-    def __init__(
-        self, key: bytes, sock: socket.socket, guest_mac: bytes, now: float, owners: dict[int, Any]
-    ) -> None:
-        super().__init__(key, now, owners)
+    def __init__(self, key: bytes, sock: socket.socket, host: bytes, guest_mac: bytes, now: float) -> None:
+        super().__init__(key, now)
         self.sock = sock
+        self.host = host  # where it goes on the host, packed
         self.guest_mac = guest_mac
         self.ttl = 0
 
@@ -63,7 +63,7 @@ class Echo:
         self._mtu = mtu
         self._log = log
         self._ident = 0
-        self._owners: dict[int, Any] = {}
+        self._owners: dict[int, EchoFlow] = {}
 
     def fileno(self) -> int:
         return self.epoll.fileno()
@@ -123,11 +123,23 @@ class Echo:
             if target.source is not None:
                 sock.bind(target.source)
             sock.connect((target.address[0], 0, *target.address[2:]))
+            # Until it was connected it took replies from anybody
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(REPLIES_PER_EVENT):
+                    sock.recv(1)
         except OSError:
             sock.close()
             raise
-        flow = EchoFlow(key, sock, guest_mac, now, self._owners)
-        flow.watch(sock, self.epoll)
+        flow = EchoFlow(key, sock, pack(target.address[0]), guest_mac, now)
+        fd = sock.fileno()
+
+        def forgotten(flow: EchoFlow) -> None:
+            self._owners.pop(fd, None)
+            flow.sock.close()
+
+        flow.forgotten = forgotten
+        self._owners[fd] = flow
+        self.epoll.register(fd, select.EPOLLIN)
         self.flows.add(flow)
         return flow
 
@@ -139,11 +151,15 @@ class Echo:
                 continue
             if ready & select.EPOLLERR:
                 protocol = PROTO_ICMP if flow.sock.family == socket.AF_INET else PROTO_ICMPV6
-                for frame in errors.frames(flow.sock, flow.key, protocol, self._tap.mac, flow.guest_mac):
-                    self._tap.emit_frame(with_ident(frame, flow.key[-4:-2]))
-                flow.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                self._errors(flow, protocol)
             if ready & select.EPOLLIN:
                 self._replies(flow, now)
+
+    def _errors(self, flow: EchoFlow, protocol: int) -> None:
+        for error in errors.queued(flow.sock):
+            frame = errors.frame(error, flow.key, protocol, self._tap.mac, flow.guest_mac, flow.host)
+            if frame is not None:
+                self._tap.emit_error(with_ident(frame, flow.key[-4:-2]))
 
     def _replies(self, flow: EchoFlow, now: float) -> None:
         for _ in range(REPLIES_PER_EVENT):

@@ -3,8 +3,13 @@
 Owns nothing.  Imports the packet builders of `services`.
 """
 
+# system calls (serve): recvmsg getsockopt
+
+import contextlib
 import socket
 import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from ..services import icmp
 
@@ -16,50 +21,62 @@ ICMP_FRAGMENTATION_NEEDED = (3, 4)
 ICMPV6_TOO_BIG = (2, 0)
 QUEUE_MAX = 16  # errors of one socket at a time
 DATA_MAX = 1500
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+class QueuedError(NamedTuple):
+    """An error that the kernel has queued: where the datagram was sent to, as Python has addresses, and its data."""
+
+    peer: tuple[Any, ...]
+    extended: bytes
+    data: bytes
 
 
 def enable(sock: socket.socket) -> None:
     """Have the kernel queue what ICMP says about the socket's packets."""
-    if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-    else:
+    if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    # IPv4 in a socket of both versions goes by its own option
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 
 
-def frames(sock: socket.socket, key: bytes, protocol: int, mac: bytes, guest_mac: bytes) -> list[bytes]:
-    """What the guest is to be told: Ethernet frames, for the errors that wait.
-
-    `key`: source and destination address of the guest's packets, then 4 bytes that they begin with (ports); the
-    rest of UDP's header is made up.  The error comes from who has sent it, or from the destination where the
-    guest knows that by another address.
-    """
-    made = []
+def queued(sock: socket.socket) -> Iterator[QueuedError]:
+    """The errors that wait, and a pending one that is not in the queue is forgotten: it would be reported for ever."""
     for _ in range(QUEUE_MAX):
         try:
-            data, ancillary, _, _ = sock.recvmsg(DATA_MAX, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+            data, ancillary, _, peer = sock.recvmsg(
+                DATA_MAX, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
+            )
         except OSError:
             break
         for level, kind, value in ancillary:
             if (level, kind) in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
-                frame = _frame(value, data, sock, key, protocol, mac, guest_mac)
-                if frame is not None:
-                    made.append(frame)
-    return made
+                yield QueuedError(peer, value, data)
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def _frame(
-    value: bytes, data: bytes, sock: socket.socket, key: bytes, protocol: int, mac: bytes, guest_mac: bytes
+def frame(
+    error: QueuedError, key: bytes, protocol: int, mac: bytes, guest_mac: bytes, host: bytes
 ) -> bytes | None:
-    _, origin, kind, code, _, info, _ = EXTENDED.unpack_from(value)
+    """What the guest is to be told: an Ethernet frame; None if the error is not for it.
+
+    `key`: source and destination address of the guest's packet, then 4 bytes that it begins with (ports); the
+    rest of UDP's header is made up.  `host`: where it went on the host, packed.  The error comes from who has sent
+    it, or from the destination where the guest knows that by another address.
+    """
+    _, origin, kind, code, _, info, _ = EXTENDED.unpack_from(error.extended)
     ipv4 = len(key) == 12
     if origin == ORIGIN_LOCAL and info:
         kind, code = ICMP_FRAGMENTATION_NEEDED if ipv4 else ICMPV6_TOO_BIG
     elif origin not in (ORIGIN_ICMP, ORIGIN_ICMP6):
         return None
-    source = _source(value[EXTENDED.size :], sock, key)
+    source = _source(error.extended[EXTENDED.size :], key, host)
     if (kind, code) not in (ICMP_FRAGMENTATION_NEEDED, ICMPV6_TOO_BIG):
         info = 0
-    return icmp.error_frame(quoted(key, protocol, data, guest_mac, mac), kind, code, info, mac, source)
+    return icmp.error_frame(
+        quoted(key, protocol, error.data, guest_mac, mac), kind, code, info, mac, source
+    )
 
 
 def quoted(key: bytes, protocol: int, data: bytes, guest_mac: bytes, mac: bytes) -> bytes:
@@ -75,18 +92,16 @@ def quoted(key: bytes, protocol: int, data: bytes, guest_mac: bytes, mac: bytes)
     return mac + guest_mac + (b"\x08\x00" if ipv4 else b"\x86\xdd") + packet
 
 
-def _source(offender: bytes, sock: socket.socket, key: bytes) -> bytes:
-    """Who the guest hears it from."""
+def _source(offender: bytes, key: bytes, host: bytes) -> bytes:
+    """Who the guest hears it from, packed."""
     ipv4 = len(key) == 12
     destination = key[4:8] if ipv4 else key[16:32]
     (family,) = struct.unpack_from("=H", offender.ljust(2, b"\0"))
-    packed = offender[4:8] if ipv4 else offender[8:24]
-    if family != (socket.AF_INET if ipv4 else socket.AF_INET6) or not any(packed):
-        return destination
-    try:
-        peer = socket.inet_pton(sock.family, sock.getpeername()[0].partition("%")[0])
-    except OSError:
-        return destination
+    packed = offender[4:8] if family == socket.AF_INET else offender[8:24]
+    if packed.startswith(MAPPED):
+        packed = packed[12:]
     # Where the destination is another address on the host, what is between is the host's too; and an address
     # that the guest has as well cannot be what it hears from
-    return packed if peer == destination and packed not in (key[:4], key[:16]) else destination
+    if len(packed) != len(destination) or not any(packed) or host != destination:
+        return destination
+    return packed if packed not in (key[:4], key[:16]) else destination

@@ -141,13 +141,16 @@ def _whole(fragment: bytes, payload: bytes) -> bytes:
 
 
 def datagram(packet: bytes) -> tuple[bytes, bytes, int] | None:
-    """Key, payload and hop limit of a whole UDP packet between hosts; None if it is none, or not valid."""
+    """Key, payload and hop limit of a whole UDP packet, to a host or a group; None if it is none, or not valid."""
     if packet[0] >> 4 == 4:
         protocol, ttl, header, addresses = packet[9], packet[8], IPV4_HEADER, packet[12:20]
-        bad = any(addresses[i] in (0, 127) or addresses[i] >= 224 for i in (0, 4))
+        bad = any(addresses[i] in (0, 127) for i in (0, 4)) or addresses[0] >= 224
+        # To a group, or to everybody; as in frame.c
+        bad = bad or (addresses[4] >= 240 and addresses[4:] != b"\xff" * 4)
     else:
         protocol, ttl, header, addresses = packet[6], packet[7], IPV6_HEADER, packet[8:40]
-        bad = any(addresses[i] == 0xFF or addresses[i : i + 12] in LOW6 for i in (0, 16))
+        bad = any(addresses[i : i + 12] in LOW6 for i in (0, 16)) or addresses[0] == 0xFF
+        bad = bad or (addresses[16] == 0xFF and addresses[17] & 0xF <= 1)
     udp = packet[header:]
     if protocol != PROTO_UDP or bad or len(udp) < 8:
         return None

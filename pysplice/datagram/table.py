@@ -1,117 +1,135 @@
-"""Flows by key, in the order of their last use.
+"""Flows by key, in the order of their last use, with a share for each direction.
 
 Owns the table.  Imports no other room; time is given to it.
+
+Who sends first decides about a flow's share: what hosts outside send to the guest's ports takes no place from what
+the guest asks for, and the other way round.  Within a share a flow that was never answered gives way first, so a
+flood from ever new sources ends no conversation.
 """
 
-import select
-import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 NEVER = float("inf")
 
+OUTBOUND, INBOUND, SPLICED = range(3)  # shares
+SHARES = 3
+
 
 class Expiring:
-    """What a flow has to know for the table: when it was used, whether it was answered, and its sockets.
+    """What a flow has to know for the table: its share, when it was used, and whether it was answered."""
 
-    `owners` is where its sockets are looked up when they are ready.
-    """
+    __slots__ = ("answered", "closed", "forgotten", "key", "share", "used")
 
-    __slots__ = ("_names", "_owners", "_socks", "answered", "closed", "key", "used")
-
-    def __init__(self, key: bytes, now: float, owners: dict[int, Any]) -> None:
+    def __init__(self, key: bytes, now: float, share: int = OUTBOUND) -> None:
         self.key = key
+        self.share = share
         self.used = now
         self.answered = False
         self.closed = False
-        self._owners = owners
-        self._socks: list[socket.socket] = []
-        self._names: list[tuple[dict[Any, Any], Any]] = []
-
-    def watch(self, sock: socket.socket, epoll: select.epoll) -> None:
-        """The socket is ours, and to be read."""
-        self._socks.append(sock)
-        self._owners[sock.fileno()] = self
-        epoll.register(sock.fileno(), select.EPOLLIN)
-
-    def register(self, table: dict[Any, Any], name: Any) -> None:
-        """Be found by another name too, as long as this lives."""
-        table[name] = self
-        self._names.append((table, name))
+        self.forgotten: Callable[[Any], None] | None = None  # called with the flow at its end
 
     def close(self) -> None:
         """Give everything back."""
         self.closed = True
-        for table, name in self._names:
-            if table.get(name) is self:
-                del table[name]
-        for sock in self._socks:
-            self._owners.pop(sock.fileno(), None)
-            sock.close()
+        if self.forgotten is not None:
+            self.forgotten(self)
 
 
 Flow = TypeVar("Flow", bound=Expiring)
 
 
 class Table(Generic[Flow]):
-    """At most `most` flows; `timeout` seconds after its last use one is closed, `dialogue` if it was answered."""
+    """At most `most` flows of each share.
 
-    def __init__(self, most: int, timeout: float, dialogue: float) -> None:
+    `timeout` seconds after its last use a flow is closed, or `dialogue` seconds if it was answered.
+    """
+
+    def __init__(self, most: int | tuple[int, ...], timeout: float, dialogue: float) -> None:
         self._flows: dict[bytes, Flow] = {}
-        self._most = max(most, 1)
+        self.most = [max(n, 1) for n in ((most,) * SHARES if isinstance(most, int) else most)]
+        # By share, and whether they were answered; the one that was used least lately first
+        self._orders: list[tuple[OrderedDict[bytes, Flow], OrderedDict[bytes, Flow]]] = [
+            (OrderedDict(), OrderedDict()) for _ in self.most
+        ]
         self._timeout = timeout
         self._dialogue = max(dialogue, timeout)
         self.opened = 0
+        self.evicted = 0
+        self.get = self._flows.get
 
     def __len__(self) -> int:
         return len(self._flows)
 
-    def get(self, key: bytes) -> Flow | None:
-        return self._flows.get(key)
+    def of_share(self, share: int) -> int:
+        """How many flows a share has."""
+        return sum(map(len, self._orders[share]))
 
     def add(self, flow: Flow) -> None:
-        """One flow more; where there are too many the one that was used least lately goes."""
-        if len(self._flows) >= self._most:
-            self.evict()
+        """One flow more; where its share is used up, another gives way."""
+        if self.of_share(flow.share) >= self.most[flow.share]:
+            self.evict(flow.share)
         self._flows[flow.key] = flow
+        self._orders[flow.share][flow.answered][flow.key] = flow
         self.opened += 1
 
-    def evict(self) -> bool:
-        """Close the one that was used least lately; False if there is none."""
-        for flow in self._flows.values():
-            self.remove(flow)
-            return True
-        return False
+    def oldest(self, share: int) -> Flow | None:
+        """The flow of a share that is the least loss."""
+        for order in self._orders[share]:
+            for flow in order.values():
+                return flow
+        return None
+
+    def evict(self, share: int) -> bool:
+        """Close the flow of a share that is the least loss; False if there is none."""
+        flow = self.oldest(share)
+        if flow is None:
+            return False
+        self.remove(flow)
+        self.evicted += 1
+        return True
 
     def touch(self, flow: Flow, now: float) -> None:
         """The flow was used."""
         flow.used = now
-        if self._flows.get(flow.key) is flow:
-            del self._flows[flow.key]
-            self._flows[flow.key] = flow
+        order = self._orders[flow.share][flow.answered]
+        if flow.key in order:
+            order.move_to_end(flow.key)
+
+    def answer(self, flow: Flow, now: float) -> None:
+        """The flow was used by the end that has not begun it."""
+        if not flow.answered:
+            unanswered, answered = self._orders[flow.share]
+            flow.answered = True
+            if unanswered.pop(flow.key, None) is not None:
+                answered[flow.key] = flow
+        self.touch(flow, now)
 
     def remove(self, flow: Flow) -> None:
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
+            self._orders[flow.share][flow.answered].pop(flow.key, None)
         if not flow.closed:
             flow.close()
 
     def expire(self, now: float) -> float:
         """Close what has had its time; when to look again, `NEVER` if nothing is left."""
         soonest = NEVER
-        for flow in list(self._flows.values()):
-            if now - flow.used < self._timeout:
-                # All that follow were used later
-                return min(soonest, flow.used + self._timeout)
-            at = flow.used + (self._dialogue if flow.answered else self._timeout)
-            if at <= now:
-                self.remove(flow)
-            else:
-                soonest = min(soonest, at)
+        for orders in self._orders:
+            for order, timeout in zip(orders, (self._timeout, self._dialogue), strict=True):
+                while order:
+                    oldest = next(iter(order.values()))
+                    at = oldest.used + timeout
+                    if at > now:
+                        soonest = min(soonest, at)
+                        break
+                    self.remove(oldest)
         return soonest
 
-    def all(self) -> list[Flow]:
-        return list(self._flows.values())
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(list(self._flows.values()))
 
     def close(self) -> None:
-        for flow in self.all():
+        for flow in self:
             self.remove(flow)

@@ -1,47 +1,48 @@
-"""UDP: a connected socket for each flow, on the host for those of the tap, at both ends for the short cut.
+"""UDP of the guest's: one socket on the host for each address and port that it sends from.
 
-Owns the sockets of its flows and the epoll instance that watches them.  Imports `_cext`, `inside`, `translate`,
-`tap`, `observe`, `services` (by errors.py) and the files of this room.
+Owns these sockets and the epoll instance that watches them, and the table of all UDP flows.  Imports `_cext`,
+`tap`, `translate`, `observe` and the files of this room.
 
-A datagram of the guest's makes a flow to where it goes.  One that arrives at a listener makes a flow from its
-sender: the flow's socket is bound to the same address and port as the listener and connected to the sender, so
-the kernel gives it what follows; the listener has only first datagrams.  Payload stays in C, in batches.
+A guest's address and port are an endpoint: one socket, at the same port of the host if that is free, whatever it
+talks to (RFC 4787, REQ-1: endpoint-independent mapping).  Which peers may answer is a filter in the table (REQ-8),
+address-dependent unless told: any port of an address that was asked, and any address once a group was asked.  Each
+answer is handed on with the address that it came from.  Payload stays in C, in batches.
+
+Where the guest's port is published, the listener of that port is its socket.  Clients that come to a listener are
+for clients.py, the short cut over loopback for spliced.py.
 """
 
-import contextlib
 import errno
-import os
+import itertools
 import select
 import socket
-import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from .. import _cext
-from ..inside import IP_FREEBIND, IPV6_FREEBIND, Inside, make
 from ..observe.log import Log
+from ..observe.words import flow_name
 from ..tap import TapDevice, template
-from ..translate import Target, Translation, pack, unpack
-from . import errors
-from .table import Expiring, Table
+from ..translate import KEY4_LEN, Translation, pack
+from . import errors, routes
+from .routes import Peer, Port
+from .table import OUTBOUND, Expiring, Table
 
 FLOWS_MAX = 8192
 TIMEOUT, TIMEOUT_DIALOGUE = 30.0, 120.0
 CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout"
 
-UDP_GRO = 104
-IP_PKTINFO = 8
-RECEIVE_BUFFER = 1 << 20  # net.core.rmem_max bounds it
-FIRSTS_PER_EVENT = 64  # datagrams that a listener is asked for at a time
-PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
-DATAGRAM_MAX = 65536
-STRAYS_MAX = 256
-KEY_BYTES_MIN = 64
-ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+FILTERS = ("endpoint", "address", "port")
 
 # What a send() may report of an earlier datagram: once told, it is over
-TOLD = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE, errno.EACCES})
+TOLD = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPROTO})
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EACCES, errno.EPERM})
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+SOCKETS_PER_EVENT = 64
+
+# Routers of the addresses that were asked last, looked up when somebody else sends, once in so many seconds
+HOPS_ASKED, HOPS_VALID = 16, 1.0
 
 
 def timeouts() -> tuple[float, float]:
@@ -56,465 +57,459 @@ def timeouts() -> tuple[float, float]:
     return values[0], values[1]
 
 
-class TapFlow(Expiring):
-    """Between the guest and a socket on the host; `key` as in the guest's datagrams."""
+class Asked:
+    """An address of the host's network that an endpoint has asked: as the guest knows it, and by how many flows."""
 
-    __slots__ = ("inbound", "sock", "template", "ttl")
+    __slots__ = ("flow", "flows", "guest")
+
+    def __init__(self, guest: bytes) -> None:
+        self.guest = guest
+        self.flows = 0
+        self.flow: TapFlow | None = None  # the one that has asked last
+
+
+class Endpoint(Port):
+    """An address and port of the guest's, as a socket on the host.
+
+    `asked`: by packed address; `peers`: flows by the peer's struct sockaddr.  `interface`: answers must come by it, 0:
+    any.  `open_until`: till then anybody may answer.
+    """
+
+    __slots__ = ("asked", "hops", "hops_until", "interface", "mac", "name", "number", "open_until", "peers")
+
+    def __init__(self, sock: socket.socket, name: bytes, mac: bytes, interface: int) -> None:
+        super().__init__(sock)
+        self.name = name
+        self.number: int = sock.getsockname()[1]
+        self.mac = mac
+        self.interface = interface
+        self.open_until = 0.0
+        self.hops: set[bytes] = set()  # routers, packed, known until then
+        self.hops_until = 0.0
+        self.asked: dict[bytes, Asked] = {}
+        self.peers: dict[bytes, TapFlow] = {}
+
+
+class TapFlow(Expiring):
+    """Between the guest and a peer on the host's side; `key` as in the guest's datagrams.
+
+    `peer` and `address` (struct sockaddr) are where its datagrams go, by `port`; `source` and `interface` where they
+    leave from.  `template` is the start of frames to the guest.
+    """
+
+    __slots__ = (
+        "address",
+        "control",
+        "interface",
+        "peer",
+        "port",
+        "source",
+        "template",
+        "ttl",
+    )
 
     def __init__(
-        self, key: bytes, sock: socket.socket, now: float, frame_start: bytes, owners: dict[int, Any]
+        self, key: bytes, now: float, share: int, port: Port, peer: Peer, frame_start: bytes
     ) -> None:
-        super().__init__(key, now, owners)
-        self.sock = sock
+        super().__init__(key, now, share)
+        self.port = port
+        self.peer = peer
+        self.address = routes.sockaddr(port.family, peer)
         self.template = frame_start
-        self.ttl = 0
-        self.inbound = False  # a client on the host began it
+        self.source = b""
+        self.interface = 0
+        self.ttl = -1
+        self.control = b""
+
+    def use_ttl(self, ttl: int) -> None:
+        """The hop limit is the guest's (traceroute lives on it): on the way it has made no hop."""
+        if ttl != self.ttl:
+            self.ttl = ttl
+            self.control = routes.ancillary(self.source, self.interface, ttl, self.peer)
 
     def name(self) -> str:
         """The flow in words, as the guest has it."""
-        half = len(self.key) // 2 - 2
-        source, destination = (unpack(self.key[at : at + half]) for at in (0, half))
-        sport, dport = struct.unpack("!HH", self.key[-4:])
-        return f"[{source}]:{sport} -> [{destination}]:{dport}"
-
-
-class SplicedFlow(Expiring):
-    """Between a client and a server on two sockets; `pending` while the second is not there."""
-
-    __slots__ = ("far", "held", "near", "pending")
-
-    def __init__(self, key: bytes, now: float, owners: dict[int, Any]) -> None:
-        super().__init__(key, now, owners)
-        self.near: socket.socket | None = None
-        self.far: socket.socket | None = None
-        self.pending: list[bytes] = []
-        self.held = 0
-
-    def name(self) -> str:
-        """The flow in words: its client and what that has called."""
-        if self.near is None:
-            return "short cut"
-        here, peer = self.near.getsockname(), self.near.getpeername()
-        return f"[{peer[0]}]:{peer[1]} -> [{here[0]}]:{here[1]}, short cut"
-
-
-class Arrival:
-    """A datagram at a listener: where it came from, and which address it was sent to."""
-
-    __slots__ = ("data", "interface", "local", "peer")
-
-    def __init__(self, data: bytes, peer: tuple[Any, ...], local: bytes, interface: int) -> None:
-        self.data = data
-        self.peer = peer
-        self.local = local
-        self.interface = interface
-
-
-def receive_first(sock: socket.socket) -> Arrival:
-    """The next datagram of a listener; raises OSError."""
-    data, ancillary, _, peer = sock.recvmsg(DATAGRAM_MAX, 256)
-    local, interface = b"", 0
-    for level, kind, value in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
-            interface, _, local = struct.unpack("=i4s4s", value)
-        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            packed, interface = struct.unpack("=16sI", value)
-            local = pack(unpack(packed))
-    return Arrival(data, peer, local, interface)
+        return flow_name(self.key)
 
 
 class Udp:
-    """All UDP flows."""
+    """The table of UDP flows, and those that the guest begins.
+
+    `published(port, address)`: the socket of the listener that leads to this port of the guest's, or None.
+    """
 
     def __init__(
         self,
         tap: TapDevice | None,
         translation: Translation,
-        inside: Inside | None,
         mtu: int,
-        flows_max: int,
+        flows_max: tuple[int, int, int],
+        endpoints_max: int,
         log: Log,
+        filtering: str = "address",
+        broadcasts: frozenset[bytes] = frozenset(),
     ) -> None:
         self.epoll = select.epoll()
         timeout, dialogue = timeouts()
-        self.flows: Table[Any] = Table(min(flows_max, FLOWS_MAX), timeout, dialogue)
-        self._tap = tap
-        self._translation = translation
-        self._inside = inside
-        self._mtu = mtu
-        self._log = log
-        self._packets = _cext.Packets()
-        self._owners: dict[int, Any] = {}
-        # What tells flows apart on the host: SO_REUSEADDR lets two sockets have the same addresses and ports
-        self._pairs: dict[Any, Any] = {}
-        self._clients: dict[Any, Any] = {}
+        most = (min(flows_max[0], FLOWS_MAX), min(flows_max[1], FLOWS_MAX), flows_max[2])
+        self.flows: Table[Any] = Table(most, timeout, dialogue)
+        self.tap = tap
+        self.translation = translation
+        self.mtu = mtu
+        self.log = log
+        self.packets = _cext.Packets()
+        self.filtered = 0  # datagrams that nobody had asked for
+        self.undelivered = 0  # datagrams of the guest's that could not be sent
+        self.published: Callable[[int, bytes], Port | None] = lambda port, address: None
+        self._filtering = filtering
+        self._broadcasts = broadcasts
+        self._timeout = timeout
+        self._next_hops = routes.NextHops()
+        self._endpoints_max = max(endpoints_max, 1)
+        self._endpoints: OrderedDict[bytes, Endpoint] = OrderedDict()
+        self._by_fd: dict[int, Endpoint] = {}
 
     def fileno(self) -> int:
         return self.epoll.fileno()
 
+    def is_everybody(self, address: bytes) -> bool:
+        """True for an address of more than one host, packed."""
+        return is_group(address) or address in self._broadcasts
+
     def close(self) -> None:
         self.flows.close()
+        for endpoint in list(self._endpoints.values()):
+            self._drop(endpoint)
+        self._next_hops.close()
         self.epoll.close()
+
+    @property
+    def endpoints(self) -> int:
+        """How many sockets there are."""
+        return len(self._endpoints)
+
+    def ports(self) -> int:
+        """The ports of the host that these sockets have, as bits."""
+        bits = 0
+        for endpoint in self._endpoints.values():
+            bits |= 1 << endpoint.number
+        return bits
 
     # From the guest
 
     def on_run(self, run: _cext.Datagrams, now: float) -> None:
         """Datagrams of one flow from the tap."""
-        assert self._tap is not None
+        assert self.tap is not None
         flow = self.flows.get(run.key)
-        if flow is None:
-            flow = self._birth(run.key, self._tap.headers(run.handle), now)
+        if flow is None or flow.port.sock.fileno() < 0:
+            flow = self._birth(run.key, self.tap.headers(run.handle), now, flow)
             if flow is None:
+                self.undelivered += run.frames
                 return
         self._heard(flow, run.ttl, run.mac, now)
+        port = flow.port
+        port.fragment(run.df)
         skip = refused = 0
         while skip < run.frames:
-            sent = self._packets.send(self._tap.raw, run.handle, flow.sock.fileno(), skip)
+            sent = self.packets.send(self.tap.raw, run.handle, port.fd, skip, flow.address, flow.control)
             if sent > 0:
                 skip += sent
                 refused = 0
-            elif -sent in TOLD and not refused:
-                refused = 1
+            elif self._again(flow, -sent, refused):
+                refused += 1
             elif -sent == errno.EAGAIN:
+                self.undelivered += run.frames - skip
                 return  # the rest is lost, as on any full queue
             else:
+                self._cannot(flow, -sent, now, self.tap.headers(run.handle))
                 skip += 1
                 refused = 0
 
     def on_whole(self, key: bytes, payload: bytes, ttl: int, headers: bytes, now: float) -> None:
         """A datagram that came in fragments."""
-        flow = self.flows.get(key) or self._birth(key, headers, now)
-        if flow is None:
-            return
+        flow = self.flows.get(key)
+        if flow is None or flow.port.sock.fileno() < 0:
+            flow = self._birth(key, headers, now, flow)
+            if flow is None:
+                self.undelivered += 1
+                return
         self._heard(flow, ttl, headers[6:12], now)
-        for _ in range(2):
-            try:
-                flow.sock.send(payload)
-            except OSError as e:
-                if e.errno in TOLD:
-                    continue
-            return
+        flow.port.fragment(0)
+        for tries in range(3):
+            error = -self.packets.send_bytes(payload, flow.port.fd, flow.address, flow.control)
+            if not error:
+                return
+            if not self._again(flow, error, tries):
+                self._cannot(flow, error, now, headers)
+                return
 
-    def _birth(self, key: bytes, headers: bytes, now: float) -> TapFlow | None:
-        """A flow of the guest's; `headers` are those of its first frame."""
-        assert self._tap is not None
-        target = self._translation.target(key)
-        port = int.from_bytes(key[-4:-2], "big")
-        pair = (port, target.address[:2])
-        if pair in self._pairs:
-            # Two flows of the guest's would be one on the host
-            port = 0
+    def _again(self, flow: TapFlow, error: int, tries: int) -> bool:
+        """True if a datagram that could not be sent is to be tried once more."""
+        if error in TOLD and tries < 2:
+            self.on_errors(flow.port)
+            return True
+        return False
+
+    def _cannot(self, flow: TapFlow, error: int, now: float, headers: bytes) -> None:
+        self.undelivered += 1
+        if error == errno.EMSGSIZE:
+            # It does not fit the path and must not be fragmented: the kernel has queued what a router would say
+            self.on_errors(flow.port, sent=flow)
+        self.log.flow("udp", f"{flow.name()}: {errno.errorcode.get(error, error)}", now)
+        if error in NO_ROUTE and self.tap is not None:
+            self.tap.unreachable(headers, error)
+
+    def _birth(self, key: bytes, headers: bytes, now: float, old: TapFlow | None) -> TapFlow | None:
+        """A flow of the guest's; `headers` are those of its first frame, `old` one whose socket is gone."""
+        assert self.tap is not None
+        if old is not None:
+            self.flows.remove(old)
+        translation = self.translation
+        target = translation.target(key)
+        ipv4 = len(key) == KEY4_LEN
+        half = 4 if ipv4 else 16
+        guest, called = key[:half], key[half : 2 * half]
+        host = pack(target.address[0])
+        group = self.is_everybody(called)
+        peer = Peer(host, target.address[1], target.address[3] if len(target.address) > 3 else 0)
         try:
-            sock, strays = self._opened(lambda: _open(target, port))
+            interface = socket.if_nametoindex(target.interface) if target.interface else 0
+            if group and not interface and not ipv4:
+                interface = translation.scope
+            port: Port | None = self.published(int.from_bytes(key[-4:-2], "big"), guest)
+            if port is None:
+                port = self._endpoint(guest + key[-4:-2], called, host, headers[6:12], interface, group)
         except OSError as e:
-            self._log.flow("udp", f"{target.address[0]}: {e.strerror}", now)
+            self.log.flow("udp", f"{target.address[0]}: {e.strerror}", now)
             if e.errno in NO_ROUTE:
-                self._tap.unreachable(headers, e.errno or 0)
+                self.tap.unreachable(headers, e.errno or 0)
             return None
-        flow = self._add(key, sock, headers[6:12], now)
-        if port:
-            flow.register(self._pairs, pair)
-        for data, peer in strays:
-            if peer[:2] == target.address[:2]:
-                self._packets.emit(self._tap.raw, flow.template, data, self._mtu)
-        return flow
-
-    def _opened(self, make_one: Callable[[], "Opened"]) -> "Opened":
-        """A socket; where descriptors are short, the flow that was used least lately gives way."""
-        try:
-            return make_one()
-        except OSError as e:
-            if e.errno not in (errno.EMFILE, errno.ENFILE) or not self.flows.evict():
-                raise
-            return make_one()
-
-    def _add(self, key: bytes, sock: socket.socket, guest_mac: bytes, now: float) -> TapFlow:
-        assert self._tap is not None
-        start = template(guest_mac, self._tap.mac, key, socket.IPPROTO_UDP)
-        flow = TapFlow(key, sock, now, start, self._owners)
-        flow.watch(sock, self.epoll)
+        start = template(headers[6:12], self.tap.mac, key, socket.IPPROTO_UDP)
+        flow = TapFlow(key, now, OUTBOUND, port, peer, start)
+        flow.source = pack(target.source[0]) if target.source is not None else b""
+        flow.interface = interface
+        if isinstance(port, Endpoint):
+            self._ask(port, flow, called, group, now)
         self.flows.add(flow)
-        if self._log.debug_on:
-            self._log.debug(f"udp {flow.name()}")
+        if self.log.debug_on:
+            self.log.debug(f"udp {flow.name()}")
         return flow
+
+    def _endpoint(
+        self, name: bytes, called: bytes, host: bytes, mac: bytes, interface: int, group: bool
+    ) -> Endpoint:
+        """The socket of an address and port of the guest's; raises OSError.
+
+        One that answers could come to from two addresses that the guest tells apart is two sockets.
+        """
+        endpoint = self._endpoints.get(name)
+        if endpoint is not None:
+            asked = endpoint.asked.get(host)
+            if (asked is not None and asked.guest != called) or endpoint.interface != interface:
+                name += called
+                endpoint = self._endpoints.get(name)
+        if endpoint is not None:
+            self._endpoints.move_to_end(name)
+            return endpoint
+        if len(self._endpoints) >= self._endpoints_max:
+            self._evict()
+        family = socket.AF_INET if len(called) == 4 else socket.AF_INET6
+        number = int.from_bytes(name[len(called) : len(called) + 2], "big")
+        try:
+            sock = routes.open_port(family, routes.ANY[family], number)
+        except OSError as e:
+            if e.errno not in NO_DESCRIPTOR or not self._evict():
+                raise
+            sock = routes.open_port(family, routes.ANY[family], number)
+        endpoint = Endpoint(sock, name, mac, 0 if group else interface)
+        self._endpoints[name] = endpoint
+        self._by_fd[endpoint.fd] = endpoint
+        self.epoll.register(endpoint.fd, select.EPOLLIN)
+        return endpoint
+
+    def _ask(self, endpoint: Endpoint, flow: TapFlow, called: bytes, group: bool, now: float) -> None:
+        """A flow is added to an endpoint, until it is forgotten."""
+        asked = endpoint.asked.get(flow.peer.address)
+        if asked is None:
+            endpoint.asked[flow.peer.address] = asked = Asked(called)
+        asked.flows += 1
+        asked.flow = flow
+        endpoint.peers[flow.address] = flow
+        if group:
+            endpoint.open_until = now + self._timeout
+
+        def forgotten(flow: TapFlow) -> None:
+            if endpoint.peers.get(flow.address) is flow:
+                del endpoint.peers[flow.address]
+            asked.flows -= 1
+            if asked.flow is flow:
+                asked.flow = None
+            if not asked.flows and endpoint.asked.get(flow.peer.address) is asked:
+                del endpoint.asked[flow.peer.address]
+            if not endpoint.asked:
+                self._drop(endpoint)
+
+        flow.forgotten = forgotten
+
+    def _evict(self) -> bool:
+        """The endpoint that is the least loss goes, with its flows; False if there is none."""
+        if not self._endpoints:
+            return False
+        oldest = self.flows.oldest(OUTBOUND)
+        endpoint = next(iter(self._endpoints.values()))
+        if oldest is not None and isinstance(oldest.port, Endpoint):
+            endpoint = oldest.port
+        self._forget(endpoint)
+        return True
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        for flow in list(endpoint.peers.values()):
+            self.flows.remove(flow)
+        self._drop(endpoint)
+
+    def _drop(self, endpoint: Endpoint) -> None:
+        if self._by_fd.pop(endpoint.fd, None) is not None:
+            self._endpoints.pop(endpoint.name, None)
+            endpoint.sock.close()
+
+    def release(self, number: int) -> bool:
+        """Give up the sockets at this port of the host's, which a listener wants; True if there were any.
+
+        What the guest sends from there goes by the listener afterwards, and so does what comes.
+        """
+        held = [endpoint for endpoint in self._endpoints.values() if endpoint.number == number]
+        for endpoint in held:
+            self._forget(endpoint)
+        return bool(held)
 
     def _heard(self, flow: TapFlow, ttl: int, mac: bytes, now: float) -> None:
         """The guest has sent something."""
-        self.flows.touch(flow, now)
-        if flow.inbound:
-            flow.answered = True
+        if flow.share == OUTBOUND:
+            self.flows.touch(flow, now)
+            endpoint = flow.port
+            if (
+                isinstance(endpoint, Endpoint)
+                and endpoint.open_until
+                and self.is_everybody(flow.peer.address)
+            ):
+                endpoint.open_until = now + self._timeout
+        else:
+            self.flows.answer(flow, now)
         if mac != flow.template[:6] and not mac[0] & 1:
             flow.template = mac + flow.template[6:]
-        self._use_ttl(flow, ttl)
-
-    def _use_ttl(self, flow: TapFlow, ttl: int) -> None:
-        """The hop limit is the guest's (traceroute lives on it); on the way it has made no hop."""
-        if ttl == flow.ttl:
-            return
-        flow.ttl = ttl
-        with contextlib.suppress(OSError):
-            if flow.sock.family == socket.AF_INET:
-                flow.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-            else:
-                flow.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        if ttl != flow.ttl:
+            flow.use_ttl(ttl)
 
     # From the sockets
 
     def on_ready(self, now: float) -> None:
-        """Some sockets have datagrams, or errors."""
-        for fd, ready in self.epoll.poll(0):
-            flow = self._owners.get(fd)
-            if flow is None:
-                continue
-            if isinstance(flow, SplicedFlow):
-                self._relay(flow, fd, now)
+        """Some sockets have datagrams, or errors: one batch of each, the rest when the others had a turn."""
+        for fd, ready in self.epoll.poll(0, SOCKETS_PER_EVENT):
+            endpoint = self._by_fd.get(fd)
+            if endpoint is None:
                 continue
             if ready & select.EPOLLERR:
-                self._errors(flow)
-            if ready & select.EPOLLIN and self._tap is not None:
-                n = self._packets.forward(self._tap.raw, flow.template, fd, self._mtu, self._tap.uso)
-                if n > 0:
-                    flow.answered = True
-                    self.flows.touch(flow, now)
+                self.on_errors(endpoint)
+            if ready & select.EPOLLIN:
+                self._answers(endpoint, now)
 
-    def _errors(self, flow: TapFlow) -> None:
-        assert self._tap is not None
-        guest_mac, mac = flow.template[:6], self._tap.mac
-        for frame in errors.frames(flow.sock, flow.key, socket.IPPROTO_UDP, mac, guest_mac):
-            self._tap.emit_frame(frame)
-        # A pending error that is not in the queue would be reported for ever
-        flow.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-    def _relay(self, flow: SplicedFlow, fd: int, now: float) -> None:
-        if flow.near is None or flow.far is None:
+    def _answers(self, endpoint: Endpoint, now: float) -> None:
+        assert self.tap is not None
+        tap, uso = self.tap.raw, self.tap.uso
+        groups = self.packets.receive(endpoint.fd)
+        if isinstance(groups, int):
             return
-        sock, other = (flow.near, flow.far) if fd == flow.near.fileno() else (flow.far, flow.near)
-        n, _ = self._packets.relay(fd, other.fileno())
-        if n > 0:
-            if sock is flow.far:
-                flow.answered = True
-            self.flows.touch(flow, now)
+        for address, _, interface, first, count in groups:
+            if endpoint.interface and interface != endpoint.interface:
+                self.filtered += count
+                continue
+            flow = endpoint.peers.get(address)
+            if flow is not None:
+                self.flows.answer(flow, now)
+                self.packets.emit(tap, flow.template, first, count, self.mtu, uso)
+                continue
+            start = self._from_another(endpoint, routes.peer_of(address), now)
+            if start:
+                self.packets.emit(tap, start, first, count, self.mtu, uso)
+            else:
+                self.filtered += count
+
+    def _from_another(self, endpoint: Endpoint, peer: Peer | None, now: float) -> bytes:
+        """The start of frames from a peer that was not asked at this port, if it may answer; else nothing."""
+        assert self.tap is not None
+        if peer is None:
+            return b""
+        asked = endpoint.asked.get(peer.address)
+        if self._filtering == "port":
+            return b""
+        if asked is not None:
+            if asked.flow is not None:
+                self.flows.answer(asked.flow, now)
+            seen = asked.guest
+        elif (
+            self._filtering == "endpoint"
+            or now < endpoint.open_until
+            or self._is_next_hop(endpoint, peer.address, now)
+        ):
+            half = 4 if len(peer.address) == 4 else 16
+            seen = self.translation.caller(peer.address, endpoint.name[:half])
         else:
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return b""
+        if not seen:
+            return b""
+        half = len(seen)
+        guest, number = endpoint.name[:half], endpoint.name[half : half + 2]
+        key = guest + seen + number + peer.port.to_bytes(2, "big")
+        flow = next(iter(endpoint.peers.values()), None)
+        mac = flow.template[:6] if flow is not None else endpoint.mac
+        return template(mac, self.tap.mac, key, socket.IPPROTO_UDP)
 
-    # From listeners
+    def _is_next_hop(self, endpoint: Endpoint, address: bytes, now: float) -> bool:
+        """True for the router by which an address is reached that was asked.
 
-    def to_guest(
-        self,
-        arrival: Arrival,
-        port: int,
-        target: int,
-        guest: bytes,
-        caller: bytes,
-        interface: str,
-        freebind: bool,
-        now: float,
-    ) -> None:
-        """A datagram that came to `port` of the host is for the guest's `target` at `guest`, by the tap.
-
-        The guest sees it come from `caller`.
+        It may be that host itself, by another of its addresses; and it could give any source address if it wanted.
         """
-        assert self._tap is not None
-        client = pack(arrival.peer[0])
-        name = (client, arrival.peer[1], arrival.local, port)
-        flow = self._clients.get(name)
-        strays: list[tuple[bytes, Any]] = []
-        if flow is None:
-            try:
-                sock, strays = self._opened(
-                    lambda: self._beside(arrival, client, port, interface, freebind)
-                )
-            except OSError as e:
-                self._log.flow("udp", f"cannot answer {unpack(client)} from {port}: {e.strerror}", now)
-                return
-            # The guest sees one client where several ports of the host lead to the same of its own
-            key = guest + caller + struct.pack("!HH", target, arrival.peer[1])
-            while self.flows.get(key) is not None:
-                key = key[:-2] + struct.pack("!H", 1024 + int.from_bytes(os.urandom(2), "big") % 64512)
-            flow = self._add(key, sock, self._tap.guest_mac, now)
-            flow.inbound = True
-            flow.register(self._clients, name)
-            flow.register(self._pairs, (port, arrival.peer[:2]))
-        self.flows.touch(flow, now)
-        self._packets.emit(self._tap.raw, flow.template, arrival.data, self._mtu)
-        for data, peer in strays:
-            other = Arrival(data, peer, arrival.local, arrival.interface)
-            self.to_guest(other, port, target, guest, caller, interface, freebind, now)
+        if now >= endpoint.hops_until:
+            endpoint.hops_until = now + HOPS_VALID
+            asked = itertools.islice(reversed(endpoint.asked), HOPS_ASKED)
+            endpoint.hops = {self._next_hops.of(one) for one in asked} - {b""}
+        return address in endpoint.hops
 
-    def _beside(
-        self, arrival: Arrival, client: bytes, port: int, interface: str, freebind: bool
-    ) -> "Opened":
-        """The socket of a flow beside its listener, on the host."""
-        family = socket.AF_INET if len(client) == 4 else socket.AF_INET6
-        scope = arrival.interface if family == socket.AF_INET6 and client[:2] == b"\xfe\x80" else 0
-        return _connected(
-            family,
-            (unpack(client), arrival.peer[1], *((0, scope) if family == socket.AF_INET6 else ())),
-            (_local(arrival, family), port, *((0, scope) if scope else ())),
-            interface,
-            freebind,
-        )
-
-    # The short cut
-
-    def spliced(
+    def on_errors(
         self,
-        name: bytes,
-        arrival: Arrival,
-        port: int,
-        target: tuple[str, int],
-        inside_first: bool,
-        now: float,
+        port: Port,
+        find: Callable[[bytes], TapFlow | None] | None = None,
+        sent: TapFlow | None = None,
     ) -> None:
-        """A datagram from one loopback for the other, by two sockets.
+        """The guest hears of errors; `find` gives the flow of a struct sockaddr, `sent` is the one that has just sent.
 
-        `name` tells the listener from others; `target` is where its server listens; with `inside_first` the listener
-        is in the namespace.
+        What the kernel says of its own accord has no port (ip_local_error() of an unconnected socket).
         """
-        client = pack(arrival.peer[0])
-        # Longer than a key of the guest's, which it could make up
-        key = name.ljust(KEY_BYTES_MIN) + client + arrival.local + struct.pack("!H", arrival.peer[1])
-        flow = self.flows.get(key)
-        if isinstance(flow, SplicedFlow):
-            self.flows.touch(flow, now)
-            if flow.far is not None and flow.near is not None:
-                with contextlib.suppress(OSError):
-                    flow.far.send(arrival.data)
-            elif flow.held + len(arrival.data) < PENDING_BYTES:
-                flow.pending.append(arrival.data)
-                flow.held += len(arrival.data)
-            return
-        if self._inside is None:
-            return
-        flow = SplicedFlow(key, now, self._owners)
-        flow.pending.append(arrival.data)
-        self.flows.add(flow)
-        family = socket.AF_INET if len(client) == 4 else socket.AF_INET6
-        near = {"bind": [_local(arrival, family), port], "peer": (unpack(client), arrival.peer[1])}
-        far_family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-        pair = (inside_first, arrival.peer[1], target)
-        far = {"bind": [ANY[far_family], 0 if pair in self._pairs else arrival.peer[1]], "peer": target}
-        if pair not in self._pairs:
-            flow.register(self._pairs, pair)
-        here, there = (far, near) if inside_first else (near, far)
-        # On either side, loopback keeps loopback: the kernel chooses no other address for it
-        request = {"kind": int(socket.SOCK_DGRAM), "reuse": 1}
-        families = (far_family, family) if inside_first else (family, far_family)
-        try:
-            sock = _plugged({**request, "family": int(families[0]), "bind": here["bind"]}, here["peer"])
-        except OSError as e:
-            self._log.flow("udp", f"a short cut for {unpack(client)}: {e.strerror}", now)
-            self.flows.remove(flow)
-            return
-        if inside_first:
-            flow.far = sock
-        else:
-            flow.near = sock
-        flow.watch(sock, self.epoll)
-
-        def done(socks: list[socket.socket], error: int) -> None:
-            self._complete(flow, socks, error, there["peer"], inside_first)
-
-        self._inside.ask({**request, "family": int(families[1]), "bind": there["bind"], "any": 1}, done)
-
-    def _complete(
-        self, flow: SplicedFlow, socks: list[socket.socket], error: int, peer: Any, inside_first: bool
-    ) -> None:
-        if error or flow.closed:
-            for sock in socks:
-                sock.close()
-            if error:
-                self._log.flow("udp", f"a socket in the namespace: {os.strerror(error)}", flow.used)
-            self.flows.remove(flow)
-            return
-        sock = socks[0]
-        if inside_first:
-            flow.near = sock
-        else:
-            flow.far = sock
-        flow.watch(sock, self.epoll)
-        try:
-            sock.connect(peer)
-        except OSError:
-            self.flows.remove(flow)
-            return
-        _tune(sock)
-        assert flow.far is not None
-        for data in flow.pending:
-            with contextlib.suppress(OSError):
-                flow.far.send(data)
-        flow.pending.clear()
-
-
-def _local(arrival: Arrival, family: int) -> str:
-    """The address that a client has used, or any."""
-    fits = len(arrival.local) == (4 if family == socket.AF_INET else 16)
-    return unpack(arrival.local) if fits and any(arrival.local) else ANY[socket.AddressFamily(family)]
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE_BUFFER)
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-
-
-def _plugged(request: dict[str, Any], peer: Any) -> socket.socket:
-    """A socket of our own namespace, bound (to another port, if it must be) and connected; raises OSError."""
-    sock = make({**request, "any": 1})
-    try:
-        sock.connect(peer)
-    except OSError:
-        sock.close()
-        raise
-    _tune(sock)
-    return sock
-
-
-Opened = tuple[socket.socket, list[tuple[bytes, Any]]]
-
-
-def _open(target: Target, source_port: int) -> Opened:
-    """A socket that leads to the target, from the guest's port if that is free; raises OSError."""
-    family = socket.AddressFamily(target.family)
-    address = target.source[0] if target.source is not None else ANY[family]
-    return _connected(family, target.address, (address, source_port), target.interface, False)
-
-
-def _connected(
-    family: int, peer: tuple[Any, ...], local: tuple[Any, ...], interface: str, freebind: bool
-) -> Opened:
-    """A socket, and what came to it from anybody before it was connected."""
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    strays: list[tuple[bytes, Any]] = []
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if interface:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-        if freebind:
-            level, option = (
-                (socket.IPPROTO_IPV6, IPV6_FREEBIND) if family == socket.AF_INET6 else (0, IP_FREEBIND)
+        if find is None:
+            find = port.peers.get if isinstance(port, Endpoint) else lambda address: None
+        for error in errors.queued(port.sock):
+            if self.tap is None or not error.peer:
+                continue
+            peer = routes.peer_of_words(error.peer)
+            flow = find(routes.sockaddr(port.family, peer))
+            if flow is None and sent is not None and not peer.port and peer.address == sent.peer.address:
+                flow = sent
+            if flow is None:
+                continue
+            frame = errors.frame(
+                error,
+                flow.key,
+                socket.IPPROTO_UDP,
+                self.tap.mac,
+                flow.template[:6],
+                flow.peer.address,
             )
-            sock.setsockopt(level, option, 1)
-        errors.enable(sock)
-        # A guest may have sent to a broadcast address
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        try:
-            sock.bind(local)
-        except OSError as e:
-            if e.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-            sock.bind((local[0], 0, *local[2:]))
-        sock.connect(peer)
-        if local[1]:
-            # Between the two calls it was as good as any listener on that port
-            with contextlib.suppress(BlockingIOError):
-                while len(strays) < STRAYS_MAX:
-                    strays.append(sock.recvfrom(DATAGRAM_MAX))
-        _tune(sock)
-    except OSError:
-        sock.close()
-        raise
-    return sock, strays
+            if frame is not None:
+                self.tap.emit_error(frame)
+
+
+def is_group(address: bytes) -> bool:
+    """True for a multicast or the limited broadcast address, packed."""
+    if len(address) == 4:
+        return address[0] & 0xF0 == 0xE0 or address == b"\xff" * 4
+    return address[0] == 0xFF

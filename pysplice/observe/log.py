@@ -3,6 +3,8 @@
 Owns the level, the memory of what was said lately, and the file.  Imports no other room.
 """
 
+# system calls (serve): write pread64 pwrite64 ftruncate lseek sendto
+
 import contextlib
 import os
 import sys

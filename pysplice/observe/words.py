@@ -22,6 +22,18 @@ def flow_name(key: bytes) -> str:
     return f"[{source}]:{ports[0]} -> [{destination}]:{ports[1]}"
 
 
+def packet(data: bytes) -> str:
+    """An IP packet in words: its addresses and protocol."""
+    if len(data) >= 20 and data[0] >> 4 == 4:
+        family, addresses, protocol = socket.AF_INET, (data[12:16], data[16:20]), data[9]
+    elif len(data) >= 40 and data[0] >> 4 == 6:
+        family, addresses, protocol = socket.AF_INET6, (data[8:24], data[24:40]), data[6]
+    else:
+        return "a packet without an IP header"
+    source, destination = (socket.inet_ntop(family, address) for address in addresses)
+    return f"[{source}] -> [{destination}], protocol {protocol}"
+
+
 def batch(runs: Iterable[Any], datagrams: Iterable[Any], frames: Iterable[bytes]) -> Iterator[str]:
     """What came from the tap, packet by packet as far as they were not one to us."""
     for run in runs:

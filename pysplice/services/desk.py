@@ -29,8 +29,10 @@ class Desk(NamedTuple):
     def claims(self, key: bytes) -> bool:
         """True for a datagram (addresses and ports) that is for one of ours, whoever else could take it."""
         if self.dhcp is not None and key[-4:] == DHCP_PORTS:
-            return key[4:8] == self.dhcp.gateway
-        return self.dhcpv6 is not None and key[-4:] == DHCPV6_PORTS and key[16:32] == self.dhcpv6.source
+            return key[4:8] in (self.dhcp.gateway, dhcp.BROADCAST)
+        if self.dhcpv6 is None or key[-4:] != DHCPV6_PORTS:
+            return False
+        return key[16:32] in (self.dhcpv6.source, dhcpv6.ALL_SERVERS)
 
     def asker(self, frame: bytes) -> bytes:
         """The packed address of who sent a frame that was answered; empty where it does not say."""

@@ -20,6 +20,30 @@ CODES = {
 }
 
 
+# The bucket of icmp_msgs_burst and icmp_msgs_per_sec, smaller: a guest is one host
+ERRORS_BURST, ERRORS_PER_SECOND = 256, 512
+
+
+class RateLimit:
+    """A token bucket; `held_back` counts what it has refused."""
+
+    def __init__(self, burst: float = ERRORS_BURST, rate: float = ERRORS_PER_SECOND) -> None:
+        self._burst = self._tokens = burst
+        self._rate = rate
+        self._at = 0.0
+        self.held_back = 0
+
+    def allows(self, now: float) -> bool:
+        """Take a token; False if there is none."""
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            self.held_back += 1
+            return False
+        self._tokens -= 1
+        return True
+
+
 def checksum(data: bytes) -> bytes:
     """The Internet checksum (RFC 1071) of `data` as two bytes; 0 over data that carries its own."""
     if len(data) % 2:

@@ -3,6 +3,8 @@
 Owns the descriptor that it makes.  Imports no other room.
 """
 
+# system calls (serve): read tgkill
+
 import ctypes
 import os
 import signal

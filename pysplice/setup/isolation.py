@@ -4,8 +4,10 @@ Owns nothing.  Imports config.py.
 """
 
 import ctypes
+import errno
 import os
 import resource
+import stat
 import struct
 from typing import TextIO
 
@@ -17,6 +19,8 @@ CAP_LAST = 63
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_BIND_SERVICE = 10
 CAP_SETUID = 7
+CAP_SETPCAP = 8
+PR_CAPBSET_READ = 23
 CAP_SYS_ADMIN = 21
 PR_SET_KEEPCAPS = 8
 PR_SET_DUMPABLE = 4
@@ -32,16 +36,16 @@ def close_leaked(keep: int | None) -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    if keep is None:
-        os.closerange(3, FD_MAX)
-    else:
-        close_but(keep)
+    close_but(*(() if keep is None else (keep,)))
 
 
-def close_but(keep: int) -> None:
-    """Close everything above stderr but one descriptor."""
-    os.closerange(3, keep)
-    os.closerange(keep + 1, FD_MAX)
+def close_but(*keep: int) -> None:
+    """Close everything above stderr but these descriptors."""
+    first = 3
+    for fd in sorted({fd for fd in keep if fd > 2}):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, FD_MAX)
 
 
 def raise_file_limit() -> int:
@@ -51,21 +55,38 @@ def raise_file_limit() -> int:
     return hard
 
 
+def call(what: str, result: int) -> int:
+    """The result of a C function; raises ConfigError ("cannot WHAT: why") if it is below 0."""
+    if result < 0:
+        raise ConfigError(f"cannot {what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
 def drop_privileges() -> None:
-    """No capability, and no way to one, but that for the ports below 1024: they may have to be bound later."""
+    """No capability, and no way to one, but that for the ports below 1024: they may have to be bound later.
+
+    Raises ConfigError.
+    """
     keep = _permitted() & 1 << CAP_NET_BIND_SERVICE
-    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for capability in range(CAP_LAST + 1):
-        if not keep >> capability & 1:
-            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    renounce_new_privileges()
+    if _permitted() >> CAP_SETPCAP & 1:
+        for capability in range(CAP_LAST + 1):
+            held = _libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0)
+            if held > 0 and not keep >> capability & 1:
+                call("give up capabilities", _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0))
     _set_capabilities(keep)
+
+
+def renounce_new_privileges() -> None:
+    """No program that is run from now on gives more of them; raises ConfigError."""
+    call("renounce new privileges", _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _set_capabilities(kept: int) -> None:
     """Permitted and effective ones, the lower 32; no others."""
     header = ctypes.create_string_buffer(struct.pack("Ii", CAPABILITY_VERSION_3, 0))
     data = ctypes.create_string_buffer(struct.pack("IIIIII", kept, kept, 0, 0, 0, 0))
-    _libc.capset(header, data)
+    call("set capabilities", _libc.capset(header, data))
 
 
 def user_to_become(runas: str) -> tuple[int, int] | None:
@@ -77,7 +98,7 @@ def user_to_become(runas: str) -> tuple[int, int] | None:
     import pwd
 
     if not runas:
-        if os.geteuid() != 0 or not _initial_namespace():
+        if not is_root():
             return None
         runas = "nobody"
     user, _, group = runas.partition(":")
@@ -99,7 +120,10 @@ def user_to_become(runas: str) -> tuple[int, int] | None:
     return uid, gid
 
 
-def _initial_namespace() -> bool:
+def is_root() -> bool:
+    """True for root of the initial user namespace: the host's."""
+    if os.geteuid() != 0:
+        return False
     try:
         with open("/proc/self/uid_map") as file:
             return file.read().split() == ["0", "0", "4294967295"]
@@ -111,14 +135,17 @@ def become(user: tuple[int, int] | None) -> None:
     """Change to this user and group, and keep the capabilities; raises ConfigError."""
     if user is None or user == (os.geteuid(), os.getegid()):
         return
-    _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    call("keep capabilities", _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    permitted = _permitted()
     try:
         os.setgroups([])
         os.setresgid(user[1], user[1], user[1])
         os.setresuid(user[0], user[0], user[0])
     except OSError as e:
         raise ConfigError(f"cannot become user {user[0]}, group {user[1]}: {e.strerror}") from None
-    _set_capabilities(_permitted())
+    # The effective ones are gone, and whoever can look into us is another user now
+    _set_capabilities(permitted)
+    hide()
 
 
 def may_bind_low_ports() -> bool:
@@ -131,9 +158,9 @@ def may_mount() -> bool:
     return bool(_permitted() >> CAP_SYS_ADMIN & 1)
 
 
-def hide() -> None:
-    """Nobody may look into this process, not even root of the namespace that it works in."""
-    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+def hide(hidden: bool = True) -> None:
+    """No other process may look into this one, not even root's of the namespace that it works in."""
+    call("hide this process", _libc.prctl(PR_SET_DUMPABLE, int(not hidden), 0, 0, 0))
 
 
 def _permitted() -> int:
@@ -145,32 +172,53 @@ def _permitted() -> int:
     return int(struct.unpack_from("3I", data)[1])
 
 
-def open_pid_file(path: str) -> int:
-    """Open the file for our process ID before anything is given up; raises ConfigError."""
+LINKS_MAX = 8
+
+
+def _open(path: str, flags: int, mode: int) -> int:
+    """Open a file for writing, empty; raises ConfigError.
+
+    A link to it is followed if it is ours or root's: in a directory that others write to, somebody else's may lead
+    to a file that is not theirs to write (as fs.protected_symlinks has it, where that is on).  It never blocks: not
+    now for the reader of a FIFO, and not later.
+    """
+    flags |= os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+    at = path
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        for _ in range(LINKS_MAX):
+            try:
+                return os.open(at, flags, mode)
+            except OSError as e:
+                if e.errno != errno.ELOOP:
+                    raise
+            link = os.open(at, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found = os.fstat(link)
+                if not stat.S_ISLNK(found.st_mode):
+                    continue  # it has just been replaced
+                if found.st_uid not in (0, os.geteuid()):
+                    raise ConfigError(f"cannot write {path}: it is a link of another user's")
+                at = os.path.join(os.path.dirname(at), os.readlink("", dir_fd=link))
+            finally:
+                os.close(link)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     except OSError as e:
         raise ConfigError(f"cannot write {path}: {e.strerror}") from None
+
+
+def open_pid_file(path: str) -> int:
+    """Open the file for our process ID before anything is given up; raises ConfigError."""
+    return _open(path, os.O_WRONLY, 0o600)
 
 
 def open_trace(path: str) -> TextIO:
-    """Open the file for the trace of windows; raises ConfigError.
-
-    It never blocks: not now for the reader of a FIFO, and not later.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.fdopen(os.open(path, flags, 0o644), "w", encoding="ascii")
-    except OSError as e:
-        raise ConfigError(f"cannot write {path}: {e.strerror}") from None
+    """Open the file for the trace of windows; raises ConfigError."""
+    return os.fdopen(_open(path, os.O_WRONLY, 0o600), "w", encoding="ascii")
 
 
 def open_output(path: str) -> int:
     """Open a file for a log or a capture, for us alone; raises ConfigError."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise ConfigError(f"cannot write {path}: {e.strerror}") from None
+    return _open(path, os.O_RDWR, 0o600)
 
 
 def write_pid_file(fd: int, pid: int) -> None:
@@ -181,20 +229,27 @@ def write_pid_file(fd: int, pid: int) -> None:
         raise ConfigError(f"cannot write the process ID: {e.strerror}") from None
 
 
-def to_background() -> int:
-    """Fork: returns in the child, with the descriptor by which it says that all is well.
+def to_background() -> tuple[int, int]:
+    """Fork: returns in the child, with the descriptor by which it says that all is well, and its process ID.
 
-    The parent ends with status 0 when the child has written to it, 1 if it dies before.
+    The process ID is that in the namespace of the parent.  The parent ends with status 0 when the child has written
+    to the descriptor, 1 if it dies before.
     """
     readable, writable = os.pipe()
+    number_in, number_out = os.pipe()
     pid = os.fork()
     if pid:
         os.close(writable)
+        os.close(number_in)
+        os.write(number_out, str(pid).encode())
         ready = os.read(readable, 1)
         os._exit(0 if ready else 1)
     os.close(readable)
+    os.close(number_out)
+    number = int(os.read(number_in, 16))
+    os.close(number_in)
     os.setsid()
-    return writable
+    return writable, number
 
 
 def open_null() -> int:

@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .. import inside
 from ..config import Config, ConfigError
-from . import isolation, sandbox
-from .sandbox import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS
+from . import isolation, sandbox, seccomp
+from .sandbox import CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS
 from .template import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220}
@@ -48,6 +47,7 @@ SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh"})
 NETNS_DIRECTORY = "/run/netns"
 IFNAME_DEFAULT = "tap0"
 MESSAGE_MAX = 65536
+LENGTH = struct.Struct("=I")
 
 # PyDLL: a child made by clone() must not wait for an interpreter lock that the parent holds
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -64,7 +64,7 @@ class Guest(NamedTuple):
     mac: bytes  # of the tap in the namespace; empty: not known
     template: Template
     agent: socket.socket | None
-    watch_fd: int  # readable when the namespace, or its command, may have gone away; -1: never
+    watch: "Watch"  # of the namespace, or of its command
     command: "Command | None"
 
 
@@ -109,14 +109,14 @@ class Starting:
         control: socket.socket,
         agent: socket.socket | None,
         helper: int,
-        watch_fd: int,
+        watch: "Watch",
         command: "Command | None",
         tap_fd: int,
     ) -> None:
         self._control = control
         self._agent = agent
         self._helper = helper
-        self._watch_fd = watch_fd
+        self._watch = watch
         self._command = command
         self._tap_fd = tap_fd
 
@@ -136,26 +136,26 @@ class Starting:
             bytes.fromhex(report["mac"]),
             Template.from_words(report["template"]),
             self._agent,
-            self._watch_fd,
+            self._watch,
             self._command,
         )
 
 
-def start(config: Config, agent: bool, user: tuple[int, int] | None) -> Starting:
+def start(config: Config, agent: bool) -> Starting:
     """Make or join the namespace that the Config names; raises ConfigError.
 
-    With `agent` there will be a process in it that makes sockets, as `user` if that is given.
+    With `agent` there will be a process in it that makes sockets.
     """
-    command, watch, net_fd, user_fd = None, -1, -1, -1
+    command, watch, net_fd, user_fd = None, Watch(), -1, -1
     if config.tap_fd is None and not config.attach:
         command = _spawn(config)
-        watch = os.pidfd_open(command.pid)
+        watch = Watch(os.pidfd_open(command.pid))
         net_fd = _open_namespace(f"/proc/{command.pid}/ns/net")
         user_fd = -1 if config.netns_only else _open_namespace(f"/proc/{command.pid}/ns/user")
     elif config.tap_fd is None:
         net_fd, user_fd, watch = _namespaces(config)
-    control, helper = _fork(_helper, config, net_fd, user_fd)
-    server = _fork(_agent, net_fd, user_fd, user)[0] if agent and net_fd >= 0 else None
+    control, helper = fork(_helper, config, net_fd, user_fd)
+    server = fork(_agent, net_fd, user_fd)[0] if agent and net_fd >= 0 else None
     for fd in (net_fd, user_fd):
         if fd >= 0:
             os.close(fd)
@@ -164,7 +164,7 @@ def start(config: Config, agent: bool, user: tuple[int, int] | None) -> Starting
     )
 
 
-def _fork(main: "Callable[..., int]", *args: Any) -> tuple[socket.socket, int]:
+def fork(main: "Callable[..., int]", *args: Any) -> tuple[socket.socket, int]:
     """A child that runs `main` with its end of a socket pair first; our end, and its process ID."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -201,13 +201,29 @@ def _spawn(config: Config) -> Command:
 
 def _receive(control: socket.socket) -> tuple[list[int], dict[str, Any]]:
     """What a child has to say, with descriptors; its one line of failure becomes ours."""
-    message, fds, _, _ = socket.recv_fds(control, MESSAGE_MAX, 1)
-    if not message:
+    # In two: what a host has is as long as it is, and descriptors need a byte to go with
+    length, fds, _, _ = socket.recv_fds(control, LENGTH.size, 1)
+    if len(length) < LENGTH.size:
         raise ConfigError("the process in the namespace ended before all was ready")
-    report = json.loads(message)
+    left, parts = LENGTH.unpack(length)[0], []
+    while left:
+        part = control.recv(MESSAGE_MAX)
+        if not part:
+            raise ConfigError("the process in the namespace ended before all was ready")
+        parts.append(part)
+        left -= len(part)
+    report = json.loads(b"".join(parts))
     if "error" in report:
         raise ConfigError(report["error"])
     return fds, report
+
+
+def _report(control: socket.socket, report: dict[str, Any], fds: "Sequence[int]" = ()) -> None:
+    """What _receive() takes."""
+    text = json.dumps(report).encode()
+    socket.send_fds(control, [LENGTH.pack(len(text))], fds)
+    for at in range(0, len(text), MESSAGE_MAX):
+        control.send(text[at : at + MESSAGE_MAX])
 
 
 def _child(main: "Callable[..., int]", control: socket.socket, *args: Any) -> NoReturn:
@@ -216,18 +232,22 @@ def _child(main: "Callable[..., int]", control: socket.socket, *args: Any) -> No
     try:
         status = main(control, *args)
     except ConfigError as e:
-        control.send(json.dumps({"error": str(e)}).encode())
+        _report(control, {"error": str(e)})
     except BaseException as e:
-        control.send(json.dumps({"error": f"{type(e).__name__}: {e}"}).encode())
+        _report(control, {"error": f"{type(e).__name__}: {e}"})
     finally:
         os._exit(status)
 
 
 def _init(control: socket.socket, config: Config, uid: int, gid: int, parent: int) -> int:
     """The first process of new namespaces: sets them up, runs the command, reaps what it leaves."""
+    # Nothing that the guest runs has a descriptor of ours
+    isolation.close_but(control.fileno())
     # While the command is held it must not outlive us
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _prctl("follow the parent", PR_SET_PDEATHSIG, signal.SIGKILL)
     if not config.netns_only:
+        # What changed its user is hidden, and the files of its maps are root's then
+        isolation.hide(False)
         _map_ids(uid, gid)
     _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None)
     if config.pidns:
@@ -236,12 +256,31 @@ def _init(control: socket.socket, config: Config, uid: int, gid: int, parent: in
         socket.sethostname((config.hostname or f"pasta-{socket.gethostname()}")[:HOSTNAME_MAX])
     with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
         file.write("0 0")
-    control.send(b"{}")
+    _report(control, {})
     if control.recv(16) != b"go":
         return 1
     control.close()
-    _libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    _prctl("outlive the parent", PR_SET_PDEATHSIG, 0)
+    if config.new_session:
+        os.setsid()
+    elif _has_terminal():
+        seccomp.protect_terminal()
     return _run_command(config)
+
+
+def _prctl(what: str, option: int, value: int) -> None:
+    isolation.call(what, _libc.prctl(option, value, 0, 0, 0))
+
+
+def _has_terminal() -> bool:
+    """True if the command can reach a terminal that others use too."""
+    if any(os.isatty(fd) for fd in range(3)):
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _map_ids(uid: int, gid: int) -> None:
@@ -320,7 +359,7 @@ def _exec(program: str, argv: list[str], name: str) -> NoReturn:
 # Joining
 
 
-def _namespaces(config: Config) -> tuple[int, int, int]:
+def _namespaces(config: Config) -> "tuple[int, int, Watch]":
     """The network and user namespace to join (the latter -1 if none), and what to watch."""
     netns, userns = paths(config)
     net_fd = _open_namespace(netns)
@@ -354,8 +393,10 @@ def _open_namespace(path: str) -> int:
 
 def _enter(net_fd: int, user_fd: int, names: tuple[str, str] = ("", "")) -> None:
     """Join a network and a user namespace; `names` of their files are for messages."""
-    if user_fd >= 0:
+    # With the privileges of a namespace above, root's of the guest has no power over this process
+    if user_fd >= 0 and not isolation.may_mount():
         _call(f"join the user namespace {names[1]}".rstrip(), _libc.setns(user_fd, CLONE_NEWUSER))
+        isolation.hide()  # with other credentials it may be visible again
     _call(f"join the network namespace {names[0]}".rstrip(), _libc.setns(net_fd, CLONE_NEWNET))
 
 
@@ -363,6 +404,9 @@ def _helper(control: socket.socket, config: Config, net_fd: int, user_fd: int) -
     """What the guest is to have, read off the host; then a tap in the namespace, and all of it on the tap."""
     from . import addresses, device
 
+    isolation.hide()
+    tap_fd = config.tap_fd if config.tap_fd is not None else -1
+    isolation.close_but(control.fileno(), net_fd, user_fd, tap_fd)
     template = addresses.read(config)
     report: dict[str, Any] = {
         "name": "", "vnet": False, "uso": False, "mac": "", "tx_queue": addresses.RING_FRAMES_DEFAULT,
@@ -382,21 +426,20 @@ def _helper(control: socket.socket, config: Config, net_fd: int, user_fd: int) -
             report |= {"name": tap.name, "vnet": tap.vnet, "uso": tap.uso}
             report |= {"tx_queue": tx_queue, "mac": mac.hex()}
             fds = [tap.fd]
-    socket.send_fds(control, [json.dumps(report).encode()], fds)
+    _report(control, report, fds)
     return 0
 
 
-def _agent(control: socket.socket, net_fd: int, user_fd: int, user: tuple[int, int] | None) -> int:
+def _agent(control: socket.socket, net_fd: int, user_fd: int) -> int:
     """Make sockets in the namespace, until the other end of `control` is closed."""
     # A terminal's signals are for others, and whoever reads our output must not wait for this process
     os.setsid()
     isolation.leave_terminal(isolation.open_null())
     isolation.hide()
-    isolation.become(user)
+    isolation.close_but(control.fileno(), net_fd, user_fd)
     _enter(net_fd, user_fd)
-    isolation.hide()  # with other credentials it would be visible again
     isolation.close_but(control.fileno())
-    sandbox.enter()
+    sandbox.enter(sandbox.INSIDE)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     inside.serve(control)
@@ -406,50 +449,87 @@ def _agent(control: socket.socket, net_fd: int, user_fd: int, user: tuple[int, i
 # The end of a namespace
 
 
-def _watch(config: Config, netns: str) -> int:
-    """A descriptor that becomes readable when the namespace may have gone away; -1: never.
+class Watch:
+    """How the end of a namespace is noticed.
 
-    A process is watched by its pidfd; a file (a bind mount, or a link in a directory) by inotify on
-    its directory, because the file itself belongs to nsfs, which reports nothing.
+    `fd`: readable when it may have gone away, -1: there is nothing of the kind.  `gone()` tells whether it has;
+    with `polled` it has to be asked now and then.
     """
-    if config.pid is not None:
+
+    def __init__(self, fd: int = -1, name: bytes = b"", polled: "_Polled | None" = None) -> None:
+        self.fd = fd
+        self._name = name
+        self.polled = polled
+
+    def gone(self) -> bool:
+        """True if the namespace that was joined is no more."""
+        if self.polled is not None:
+            return self.polled.gone()
+        if not self._name:
+            return self.fd >= 0  # a process
         try:
-            return os.pidfd_open(config.pid)
-        except OSError as e:
-            raise ConfigError(f"cannot watch process {config.pid}: {e.strerror}") from None
-    if not config.netns_quit:
-        return -1
-    parts = os.path.abspath(netns).split("/")
-    if parts[1:2] == ["proc"] and len(parts) > 2:
-        if not parts[2].isdigit():
-            return -1  # our own, by way of /proc/self
-        try:
-            return os.pidfd_open(int(parts[2]))
-        except OSError as e:
-            raise ConfigError(f"cannot watch process {parts[2]}: {e.strerror}") from None
-    fd = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
-    directory = os.path.dirname(os.path.abspath(netns)).encode()
-    mask = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF
-    _call("watch the namespace", _libc.inotify_add_watch(fd, directory, mask))
-    return int(fd)
+            events = os.read(self.fd, MESSAGE_MAX)
+        except OSError:
+            return False
+        at = 0
+        while at < len(events):
+            _, mask, _, length = INOTIFY_EVENT.unpack_from(events, at)
+            at += INOTIFY_EVENT.size
+            # By name: whether the file is there we may not be allowed to see any more
+            if mask & IN_DELETE_SELF or events[at : at + length].rstrip(b"\0") == self._name:
+                return True
+            at += length
+        return False
 
 
-def gone(config: Config, watch_fd: int) -> bool:
-    """True if what `watch_fd` reported is the end of the namespace that was joined."""
-    if config.pid is not None:
-        return True
-    try:
-        events = os.read(watch_fd, MESSAGE_MAX)
-    except OSError as e:
-        # Anything else: a pidfd, whose process has ended
-        return e.errno != errno.EAGAIN
-    # By name: whether the file is there we may not be allowed to see any more
-    name = os.path.basename(os.path.abspath(paths(config)[0])).encode()
-    at = 0
-    while at < len(events):
-        _, mask, _, length = INOTIFY_EVENT.unpack_from(events, at)
-        at += INOTIFY_EVENT.size
-        if mask & IN_DELETE_SELF or events[at : at + length].rstrip(b"\0") == name:
+class _Polled:
+    """A file of a directory that is held open, as it was: for a user who has no inotify instance left."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._name = os.path.basename(path)
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        found = os.stat(self._name, dir_fd=self._directory)
+        return found.st_dev, found.st_ino
+
+    def gone(self) -> bool:
+        try:
+            return self._look() != self._identity
+        except FileNotFoundError:
             return True
-        at += length
-    return False
+        except OSError:
+            return False
+
+
+def _watch(config: Config, netns: str) -> Watch:
+    """A process is watched by its pidfd.
+
+    A file (a bind mount, or a link in a directory) is watched by inotify on its directory, because the file itself
+    belongs to nsfs, which reports nothing.
+    """
+    if not config.netns_quit:
+        return Watch()
+    pid = config.pid
+    path = os.path.abspath(netns)
+    parts = path.split("/")
+    if pid is None and parts[1:2] == ["proc"] and len(parts) > 2:
+        if not parts[2].isdigit():
+            return Watch()  # our own, by way of /proc/self
+        pid = int(parts[2])
+    if pid is not None:
+        try:
+            return Watch(os.pidfd_open(pid))
+        except OSError as e:
+            raise ConfigError(f"cannot watch process {pid}: {e.strerror}") from None
+    fd = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+    mask = IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF
+    if fd >= 0 and _libc.inotify_add_watch(fd, os.path.dirname(path).encode(), mask) >= 0:
+        return Watch(fd, os.path.basename(path).encode())
+    if fd >= 0:
+        os.close(fd)
+    try:
+        return Watch(polled=_Polled(path))
+    except OSError as e:
+        raise ConfigError(f"cannot watch {path}: {e.strerror}") from None

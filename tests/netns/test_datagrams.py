@@ -1,5 +1,6 @@
 """UDP and echo through a real tap and over the short cut: what applications see."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ from .test_forward import NONE, host_of, loopback, until
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
 IP_RECVERR, IPV6_RECVERR = 11, 25
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
 UDP_SEGMENT = 103
 
 
@@ -62,11 +64,47 @@ def test_there_and_back(served, version, size):
     with bound(served.remote, served.remote_address(version)) as server:
         with asking(served, version, server) as client:
             data = os.urandom(size)
+            learn_mtu(client, size)
             client.send(data)
-            got, peer = server.recvfrom(70000)
+            got = b"?"
+            while got[:1] == b"?" and got != data:
+                got, peer = server.recvfrom(70000)
             assert (got, peer[:2]) == (data, (host_of(served, version), client.getsockname()[1]))
             server.sendto(data[::-1], peer)
             assert client.recv(70000) == data[::-1]
+
+
+def learn_mtu(client, size):
+    """What is larger than the path goes in the guest's own fragments, once its kernel knows (RFC 1191, RFC 8201)."""
+    for _ in range(2):
+        # The socket has the error of what was sent before, then knows; and the MTU of the tap may be enough
+        with contextlib.suppress(OSError):
+            client.send(b"?" * size)
+            client.settimeout(0.3)
+            client.recv(1)
+    client.settimeout(10)
+
+
+@pytest.mark.parametrize("version, overhead", ((4, 28), (6, 48)))
+def test_a_datagram_that_must_not_be_fragmented(served, version, overhead):
+    """One that fits the path goes, a larger one does not: the guest hears from its router what would fit."""
+    with bound(served.remote, served.remote_address(version)) as server:
+        server.settimeout(0.5)
+        with asking(served, version, server) as client:
+            if version == 4:
+                client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
+            else:
+                client.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
+            client.settimeout(0.5)
+            fits = b"x" * (1500 - overhead)
+            client.send(fits)
+            assert server.recv(70000) == fits
+            with pytest.raises(OSError) as raised:
+                client.send(fits + b"x")
+                client.recv(1)
+            assert raised.value.errno == errno.EMSGSIZE
+            with pytest.raises(TimeoutError):
+                server.recv(70000)
 
 
 @BOTH
@@ -215,11 +253,73 @@ def test_traceroute(served, version):
         assert socket.inet_ntop(family, packed) in routers
 
 
-def test_multicast_and_broadcast_are_left_alone(served):
-    with served.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        for address in ("224.0.0.251", "255.255.255.255"):
-            sock.sendto(b"x", (address, 5353))
+def joined(namespace, group, port, device="veth1"):
+    """A socket that gets what is sent to a group, or to all."""
+    index = namespace.call(socket.if_nametoindex, device)
+    family = socket.AF_INET6 if ":" in group else socket.AF_INET
+    sock = namespace.socket(family, socket.SOCK_DGRAM)
+    sock.bind(("", port))
+    if family == socket.AF_INET6:
+        member = socket.inet_pton(family, group) + struct.pack("@I", index)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    else:
+        if socket.inet_aton(group)[0] < 240 and group[:4] not in ("255.", "10.9"):
+            member = struct.pack("=4s4si", socket.inet_aton(group), bytes(4), index)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        sock.setsockopt(socket.IPPROTO_IP, 12, 1)  # IP_RECVTTL
+    sock.settimeout(5)
+    return sock
+
+
+@pytest.mark.parametrize(
+    "group, hops",
+    (
+        ("239.255.255.250", 1),
+        ("224.0.0.251", 37),
+        ("255.255.255.255", 64),
+        ("10.99.0.255", 64),
+        ("ff02::c", 1),
+        ("ff15::c", 37),
+    ),
+)
+def test_to_a_group_or_to_all(served, group, hops):
+    """It leaves the host with the guest's hop limit, and whoever hears it may answer."""
+    family = socket.AF_INET6 if ":" in group else socket.AF_INET
+    with joined(served.remote, group, 1900) as listener:
+        with served.guest.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            index = served.guest.call(socket.if_nametoindex, "tap0")
+            if family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+                sock.sendto(b"who?", (group, 1900))
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+                sock.sendto(b"who?", (group, 1900, 0, index))
+            data, ancillary, _, peer = listener.recvmsg(100, 100)
+            assert data == b"who?"
+            assert [struct.unpack("i", value)[0] for _, _, value in ancillary] == [hops]
+            # From an address and port that were not asked
+            with served.remote.socket(family, socket.SOCK_DGRAM) as answering:
+                answering.sendto(b"me", peer)
+                got, source = sock.recvfrom(100)
+            assert got == b"me"
+            if family == socket.AF_INET:
+                assert source[0] in (served.REMOTE4, served.GATEWAY4)
+
+
+def test_what_is_for_the_link_does_not_leave_it(served):
+    """DHCP and DHCPv6 are the link's own, and TCP knows no groups."""
+    with joined(served.remote, "255.255.255.255", 67) as listener:
+        with served.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.bind(("", 68))
+            sock.sendto(b"x" * 300, ("255.255.255.255", 67))
+        listener.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            listener.recv(1000)
     assert served.process.poll() is None
 
 

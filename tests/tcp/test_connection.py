@@ -442,8 +442,8 @@ def test_duplicate_acks_that_came_as_one_run():
 def test_window_updates_are_no_duplicates():
     scene = Scene().established()
     scene.remote(b"a" * 3000)
-    for window in (400, 401, 402, 403):
-        assert scene.guest(window=window) == []
+    for field in (400, 401, 402, 403):
+        assert scene.guest(window=field) == []
 
 
 def test_guest_that_never_answers_is_given_up():

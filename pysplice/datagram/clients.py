@@ -1,0 +1,146 @@
+"""Clients of published UDP ports: the listener itself receives and sends for all of them.
+
+Owns nothing: the listeners are forward.py's, the flows udp.py's.  Imports `forward`, `tap`, `translate` and the files
+of this room.
+
+A client is a struct sockaddr and the address that it has called; its flow is an entry of the table.  So there is no
+socket for each client that could take another one's datagrams, and what a flood of strangers costs is bounded: a
+batch of the listener's at a time, and a share of the table in which those that the guest never answered give way.
+"""
+
+import os
+import socket
+import struct
+
+from ..forward import Listener, Policy
+from ..tap import template
+from ..translate import KEY4_LEN
+from . import errors, routes
+from .routes import Peer, Port
+from .spliced import Spliced
+from .table import INBOUND, OUTBOUND
+from .udp import TapFlow, Udp
+
+PORT_TRIES = 16
+
+
+class Clients:
+    """All of them, by listener."""
+
+    def __init__(self, udp: Udp, spliced: Spliced, policy: Policy) -> None:
+        self._udp = udp
+        self._spliced = spliced
+        self._policy = policy
+        self._ports: dict[socket.socket, Port] = {}
+        # By listener, client and the address that the client has called
+        self._flows: dict[tuple[socket.socket, bytes, bytes], TapFlow] = {}
+        self._last: dict[tuple[socket.socket, bytes], TapFlow] = {}
+        self.refused = 0  # datagrams that led nowhere
+
+    def open(self, listener: Listener) -> Port:
+        """A listener is there."""
+        sock = listener.sock
+        routes.tune(sock)
+        errors.enable(sock)
+        self._ports[sock] = port = Port(sock)
+        return port
+
+    def close(self, listener: Listener) -> None:
+        """It goes, and all flows with it: their socket was this one."""
+        sock = listener.sock
+        self._ports.pop(sock, None)
+        for key in [key for key in self._flows if key[0] is sock]:
+            self._udp.flows.remove(self._flows[key])
+        self._spliced.forget(sock)
+
+    def port(self, listener: Listener) -> Port:
+        """The listener's socket."""
+        return self._ports[listener.sock]
+
+    def on_ready(self, listener: Listener, failed: bool, helped: bool, now: float) -> None:
+        """One batch of datagrams; `failed`: there are errors too.
+
+        Without `helped` nobody can make sockets in the namespace, and loopback comes by the tap.
+        """
+        port = self._ports[listener.sock]
+        if failed:
+            self._udp.on_errors(port, lambda address: self._last.get((listener.sock, address)))
+        packets = self._udp.packets
+        groups = packets.receive(port.fd)
+        if isinstance(groups, int):
+            return
+        tap = self._udp.tap
+        for address, local, interface, first, count in groups:
+            flow = self._flows.get((listener.sock, address, local))
+            if flow is None:
+                peer = routes.peer_of(address)
+                if peer is None:
+                    continue
+                if helped and self._policy.short_cut(listener.rule, peer.address):
+                    self._spliced.on_client(listener, port, peer, address, local, first, count, now)
+                    continue
+                flow = self._birth(listener, port, peer, address, local, interface, now)
+                if flow is None:
+                    self.refused += count
+                    continue
+            self._udp.flows.touch(flow, now)
+            if tap is not None:
+                packets.emit(tap.raw, flow.template, first, count, self._udp.mtu, tap.uso)
+
+    def _birth(
+        self,
+        listener: Listener,
+        port: Port,
+        peer: Peer,
+        address: bytes,
+        local: bytes,
+        interface: int,
+        now: float,
+    ) -> TapFlow | None:
+        """The flow of a client that has not been seen yet; None if there is no way to the guest."""
+        udp, rule = self._udp, listener.rule
+        if udp.tap is None:
+            return None
+        caller = udp.translation.caller(peer.address, self._policy.guest(rule, peer.address))
+        # A server that is asked from a link-local address answers from its own link-local one
+        guest = self._policy.guest(rule, caller) if caller else b""
+        if not guest or not peer.port:
+            return None
+        key = guest + caller + struct.pack("!HH", listener.target, peer.port)
+        known = udp.flows.get(key)
+        names = (listener.sock, address, local)
+        theirs = (known.share, known.port, known.address) if isinstance(known, TapFlow) else None
+        if known is not None and theirs == (OUTBOUND, port, address):
+            # The guest has asked it before
+            return self._named(known, names)
+        for _ in range(PORT_TRIES):
+            if udp.flows.get(key) is None:
+                break
+            # The guest sees one client where several ports of the host lead to the same of its own
+            key = key[:-2] + struct.pack("!H", 1024 + int.from_bytes(os.urandom(2), "big") % 64512)
+        else:
+            return None
+        start = template(udp.tap.guest_mac, udp.tap.mac, key, socket.IPPROTO_UDP)
+        flow = TapFlow(key, now, INBOUND, port, peer, start)
+        flow.source = local if len(local) == (4 if len(key) == KEY4_LEN else 16) else b""
+        if peer.scope:
+            flow.interface = interface
+        self._named(flow, names)
+        udp.flows.add(flow)
+        if udp.log.debug_on:
+            udp.log.debug(f"udp {flow.name()}: a client on the host")
+        return flow
+
+    def _named(self, flow: TapFlow, names: tuple[socket.socket, bytes, bytes]) -> TapFlow:
+        """The flow is found by these from now on, until it is forgotten."""
+
+        def forgotten(flow: TapFlow) -> None:
+            if self._flows.get(names) is flow:
+                del self._flows[names]
+            if self._last.get(names[:2]) is flow:
+                del self._last[names[:2]]
+
+        flow.forgotten = forgotten
+        self._flows[names] = flow
+        self._last[names[:2]] = flow
+        return flow
