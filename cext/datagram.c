@@ -33,7 +33,6 @@
 #define SLOT ((size_t)65536 + 512)
 /* Before the payload of a slot: the headers of its datagram, in place */
 #define HEADROOM 256
-#define GSO_MAX 64                      /* UDP_MAX_SEGMENTS of older kernels */
 
 struct packets {
 	PyObject_HEAD
@@ -447,108 +446,6 @@ static PyObject *packets_relay(PyObject *obj, PyObject *args)
 	return PyErr_Occurred() ? NULL : PyLong_FromLong(error);
 }
 
-/* One datagram to the guest in fragments of at most MTU; PAYLOAD has room for
- * its UDP header before it. */
-static int emit_fragments(struct tap *tap, const uint8_t *template,
-			  size_t template_len, uint8_t *payload, size_t len,
-			  size_t mtu)
-{
-	uint8_t headers[HEADERS_MAX + 8] = {0};
-	size_t vnet_len = tap->vnet ? VNET_HDR_LEN : 0;
-	uint8_t *udp = payload - 8;
-	size_t total = len + 8, most;
-	uint16_t check;
-
-	memcpy(udp, template + template_len - 4, 4);
-	udp[4] = (uint8_t)(total >> 8);
-	udp[5] = (uint8_t)total;
-	udp[6] = udp[7] = 0;
-	check = frame_udp_check(template, template_len, udp, total);
-	memcpy(udp + 6, &check, 2);
-
-	most = (mtu - frame_ip_len(template_len, 1)) & ~(size_t)7;
-	tap->ident++;
-	for (size_t from = 0; from < total; from += most) {
-		size_t part = total - from < most ? total - from : most;
-		struct iovec iov[2];
-		ssize_t n;
-
-		iov[0].iov_base = headers;
-		iov[0].iov_len = vnet_len +
-				 frame_build_fragment(headers + vnet_len,
-						      template, template_len,
-						      from, part,
-						      from + part < total,
-						      tap->ident);
-		iov[1].iov_base = udp + from;
-		iov[1].iov_len = part;
-		n = tap_write(tap, iov, 2);
-		if (n < 0)
-			return (int)n;
-	}
-	return 0;
-}
-
-/* One payload to the guest, which is datagrams of GSO_SIZE if that is not 0. */
-static int emit_one(struct tap *tap, const uint8_t *template,
-		    size_t template_len, uint8_t *payload, size_t len,
-		    size_t gso_size, size_t mtu, int uso)
-{
-	size_t headers_len = frame_ip_len(template_len, 0) + 8;
-	size_t unit = gso_size && gso_size < len ? gso_size : len;
-	size_t step = unit;
-	uint8_t headers[HEADERS_MAX];
-	int error = 0;
-
-	if (headers_len + unit > mtu ||
-	    (template_len == TEMPLATE4_LEN && 28 + unit > IP_MAX)) {
-		/* The last bytes of one are the header's place of the next */
-		for (size_t at = 0; !error && (at < len || !at); at += unit) {
-			size_t part = len - at < unit ? len - at : unit;
-			uint8_t kept[8];
-
-			memcpy(kept, payload + at - 8, 8);
-			if (part < unit)
-				error = emit_one(tap, template, template_len,
-						 payload + at, part, 0, mtu, 0);
-			else
-				error = emit_fragments(tap, template,
-						       template_len,
-						       payload + at, part, mtu);
-			memcpy(payload + at - 8, kept, 8);
-			if (!unit)
-				break;
-		}
-		return error;
-	}
-	if (tap->vnet && uso && unit < len) {
-		/* As many as one frame can carry */
-		step = (IP_MAX - headers_len) / unit;
-		step = (step > GSO_MAX ? GSO_MAX : step) * unit;
-	}
-	for (size_t at = 0; at < len || !at; at += step) {
-		size_t part = len - at < step ? len - at : step;
-		uint64_t sum = 0;
-		struct iovec iov[2];
-		ssize_t n;
-
-		if (!tap->vnet)
-			sum = csum_add(payload + at, part, 0);
-		iov[0].iov_base = headers;
-		iov[0].iov_len = frame_build_udp(
-			headers, template, template_len, part, sum,
-			part > unit ? (uint16_t)unit : 0, tap->vnet);
-		iov[1].iov_base = payload + at;
-		iov[1].iov_len = part;
-		n = tap_write(tap, iov, 2);
-		if (n < 0)
-			return (int)n;
-		if (!step)
-			break;
-	}
-	return 0;
-}
-
 static int template_ok(const Py_buffer *template, int mtu)
 {
 	if (frame_headers_len((size_t)template->len, 0) && mtu >= 68)
@@ -570,10 +467,11 @@ static PyObject *packets_emit(PyObject *obj, PyObject *args)
 		return NULL;
 	if (template_ok(&template, mtu) && part_ok(self, first, count)) {
 		for (int i = first; i < first + count; i++) {
-			int rc = emit_one(tap, template.buf,
-					  (size_t)template.len, slot(self, i),
-					  self->len[i], self->gso_size[i],
-					  (size_t)mtu, uso);
+			int rc = datagram_emit(tap, template.buf,
+					       (size_t)template.len,
+					       slot(self, i), self->len[i],
+					       self->gso_size[i], (size_t)mtu,
+					       uso);
 
 			if (rc)
 				error = rc;

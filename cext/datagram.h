@@ -8,7 +8,19 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "tap.h"
+
+/* Datagrams that one message may carry (UDP_MAX_SEGMENTS of older kernels) */
+#define GSO_MAX 64
+
 extern PyType_Spec packets_spec;
+
+/* One PAYLOAD to the guest, which is datagrams of GSO_SIZE if that is not 0;
+ * there is room for the headers of a datagram before it.  USO: the tap takes
+ * them joined.  Returns 0 or -errno. */
+int datagram_emit(struct tap *tap, const uint8_t *template,
+		  size_t template_len, uint8_t *payload, size_t len,
+		  size_t gso_size, size_t mtu, int uso);
 
 /* Ancillary data for send(): see _cext.pyi. */
 PyObject *datagram_ancillary(PyObject *module, PyObject *args);

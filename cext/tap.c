@@ -8,7 +8,7 @@
  * Python is told of a run is a handful of numbers and a handle, by which send()
  * finds the payload again until the next drain().
  *
- * system calls (serve): read writev sendmsg
+ * system calls (serve): read writev sendmsg lseek ftruncate
  */
 #include "tap.h"
 
@@ -26,6 +26,9 @@
 
 #define MEMORY_BYTES (FIRST_FRAME + BATCH_BYTES + VNET_HDR_LEN + FRAME_MAX)
 
+/* Of frames that are handed over whole: each costs the interpreter some time */
+#define OTHER_BYTES ((size_t)1 << 18)
+
 /* A frame as a record of a pcap file: microseconds, Ethernet. */
 static void capture(struct tap *self, const struct iovec *iov, int count)
 {
@@ -33,6 +36,7 @@ static void capture(struct tap *self, const struct iovec *iov, int count)
 	struct timespec now;
 	uint32_t record[4];
 	size_t len = 0;
+	ssize_t n;
 
 	for (int i = 0; i < count; i++) {
 		pieces[1 + i] = iov[i];
@@ -45,16 +49,24 @@ static void capture(struct tap *self, const struct iovec *iov, int count)
 	pieces[0].iov_base = record;
 	pieces[0].iov_len = sizeof(record);
 	/* A part of a record would make what follows it unreadable */
-	if (writev(self->capture, pieces, count + 1) !=
-	    (ssize_t)(len + sizeof(record)))
-		self->capture = -1;
+	n = writev(self->capture, pieces, count + 1);
+	if (n == (ssize_t)(len + sizeof(record)))
+		return;
+	if (n > 0) {
+		off_t end = lseek(self->capture, 0, SEEK_CUR);
+
+		/* A pipe has it already */
+		if (end >= n && ftruncate(self->capture, end - n))
+			n = -1;
+	}
+	self->capture = -1;
 }
 
 static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 {
 	struct tap *self = (struct tap *)obj;
 	size_t vnet_len = self->vnet ? VNET_HDR_LEN : 0;
-	size_t end = FIRST_FRAME;
+	size_t end = FIRST_FRAME, other_bytes = 0;
 	PyObject *others = PyList_New(0), *runs, *datagrams, *result;
 
 	if (!others)
@@ -62,7 +74,8 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 	self->generation++;
 	self->frame_count = self->run_count = 0;
 
-	for (int i = 0; i < BATCH_FRAMES && end < BATCH_BYTES; i++) {
+	for (int i = 0; i < BATCH_FRAMES && end < BATCH_BYTES &&
+			other_bytes < OTHER_BYTES; i++) {
 		uint8_t *buffer = self->memory + end;
 		uint16_t gso_size = 0;
 		struct segment seg = {0};
@@ -120,6 +133,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 				return NULL;
 			}
 			Py_DECREF(frame);
+			other_bytes += (size_t)n;
 			break;
 		}
 		default:
@@ -416,6 +430,11 @@ static PyObject *tap_capture(PyObject *obj, PyObject *arg)
 	Py_RETURN_NONE;
 }
 
+static PyObject *tap_capturing(PyObject *obj, void *Py_UNUSED(closure))
+{
+	return PyBool_FromLong(((struct tap *)obj)->capture >= 0);
+}
+
 static PyObject *tap_dropped(PyObject *obj, void *Py_UNUSED(closure))
 {
 	/* In the order of enum drop_reason */
@@ -521,6 +540,7 @@ static PyMethodDef tap_methods[] = {
 
 static PyGetSetDef tap_getset[] = {
 	{"dropped", tap_dropped, NULL, NULL, NULL},
+	{"capturing", tap_capturing, NULL, NULL, NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };
 

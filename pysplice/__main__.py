@@ -19,13 +19,11 @@ from .observe.log import Log, LogFile
 from .setup import isolation
 
 if TYPE_CHECKING:
+    from .own import Own
     from .services.desk import Desk
     from .setup.names import Names
     from .setup.template import Template
     from .translate import Translation
-
-# Descriptors that are not for flows: the tap, the loop, the standard streams
-DESCRIPTORS_RESERVED = 64
 
 LOOPBACK = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
 
@@ -75,12 +73,21 @@ def _main() -> int:
         for warning in config.warnings:
             log.warning(warning)
         return run(config, rules, log)
-    except ConfigError as e:
-        log.warning(str(e))
+    except Exception as e:
+        text = str(e) if isinstance(e, ConfigError) else _described(e)
+        log.warning(text)
         if log.file is not None:
-            # Whoever waits for us has to know
-            sys.stderr.write(f"{name}: {e}\n")
+            # The caller has to know
+            sys.stderr.write(f"{name}: {text}\n")
         return 1
+
+
+def _described(error: Exception) -> str:
+    """A failure that nothing foresaw, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"cannot start: {where}{error.strerror}"
+    return f"cannot start: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
@@ -171,11 +178,13 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
             except OSError as e:
                 raise ConfigError(f"cannot write {config.pcap}: {e.strerror}") from None
     inside = Inside(guest.agent) if guest.agent is not None else None
-    flow_max = max(descriptors - DESCRIPTORS_RESERVED, 1)
+    own = _own_addresses(config, template, translation)
     isolation.renounce_new_privileges()
     with contextlib.suppress(ConfigError):
         seccomp.without_rings()
-    proxy = Proxy(tap, link, desk, translation, policy, inside, keeper, log, flow_max, trace)
+    proxy = Proxy(tap, link, desk, translation, policy, inside, keeper, log, descriptors, trace)
+    if own is not None:
+        proxy.watch(own.fileno(), own.on_ready)
     proxy.follow(rules)
     # All that takes privileges, or has a path, is open by now
     null = isolation.open_null() if background else -1
@@ -190,6 +199,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
         isolation.write_pid_file(pid_fd, number)
     _summary(config, log, guest.ifname, template, known, rules)
 
+    log.serve()
     gc.freeze()
     gc.enable()
     command = guest.command
@@ -323,6 +333,18 @@ def _translation(
         if gateway6 is not None and gateway6.is_link_local
         else _link_local(config.mac),
     )
+
+
+def _own_addresses(config: Config, template: "Template", translation: "Translation") -> "Own | None":
+    """What follows the host's own address, if the guest can reach it by another."""
+    from .own import Own
+
+    mapped = {}
+    for address in config.map_guest_addr:
+        family = template.ipv4 if address.version == 4 else template.ipv6
+        if family is not None and family.host_address is not None:
+            mapped[address.packed] = family.host_address.packed
+    return Own(translation, mapped) if mapped else None
 
 
 def _desk(config: Config, template: "Template", known: "Names") -> "Desk":

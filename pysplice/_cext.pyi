@@ -67,6 +67,10 @@ class Tap:
         """Frames of the guest's that were dropped, by what was wrong: length, checksum, flags, port, address,
         fragment or mac (enum drop_reason in frame.h)."""
 
+    @property
+    def capturing(self) -> bool:
+        """False once a capture has ended, because it could not be written."""
+
     def drain(self) -> tuple[list[Run], list[Datagrams], list[bytes]]: ...
     def headers(self, handle: int, /) -> bytes: ...
     def frame(self, handle: int, /) -> bytes: ...

@@ -93,6 +93,13 @@ class Births:
             self._refuse(run, key, mac)
             return None
         self._learn(mac, key)
+        station = self._tap.station(key[:4] if len(key) == KEY4_LEN else key[:16], mac)
+        if station.mac != mac and not mac[0] & 1:
+            station.mac = mac
+        oldest = self._flows.longest_waiting(inbound=False)
+        if oldest is not None:
+            oldest.connection.abandon()
+            self._flows.settle(oldest)
         if not self._flows.has_room():
             self._log.flow("limit", "too many connections, a SYN was dropped", now)
             return None
@@ -118,6 +125,10 @@ class Births:
     ) -> Flow | None:
         """A client that was accepted on the host, for `port` of the guest; it is reset where that cannot be."""
         key = self._inbound_key(guest, port, client, client_port)
+        oldest = self._flows.longest_waiting(inbound=True)
+        if oldest is not None:
+            oldest.connection.reset(errno.ETIMEDOUT)
+            self._flows.settle(oldest)
         if (
             key is None
             or self._tap is None
@@ -127,10 +138,6 @@ class Births:
             self._log.flow("inbound", f"no way for {unpack(client)} to the guest", now)
             reset(sock)
             return None
-        oldest = self._flows.longest_waiting()
-        if oldest is not None:
-            oldest.connection.reset(errno.ETIMEDOUT)
-            self._flows.settle(oldest)
         try:
             host = self._hosts.adopt(sock)
         except OSError as e:

@@ -428,6 +428,9 @@ def _address(values: dict[str, Any], spelled: str, value: str) -> None:
 def _per_version(values: dict[str, Any], key: str, spelled: str, value: str) -> None:
     """Lists with one address for each version of IP; the last one wins."""
     address = parse_address(value, spelled)
+    if address.is_loopback and key in ("dns_forward", "map_host_loopback"):
+        # The guest's own loopback: nothing for it reaches the tap
+        raise ConfigError(f"not an address that the guest can reach for {spelled}: '{value}'")
     kept = (other for other in values.get(key, ()) if other.version != address.version)
     values[key] = (*kept, address)
 

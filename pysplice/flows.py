@@ -11,61 +11,77 @@ from .tcp.connection import Connection
 from .tcp.events import CLOSED, ESTABLISHED
 from .tcp.timing import NEVER
 
-# Connections that are not established yet: enough for a burst, few enough that a guest which sends
-# nothing but SYNs leaves descriptors to the others
-HALF_OPEN_MAX = 1024
-
 
 class Flow:
     """A connection and what the loop has to know about it."""
 
-    __slots__ = ("connection", "half_open", "inbound", "key", "wake_at")
+    __slots__ = ("connection", "counted", "half_open", "inbound", "key", "wake_at")
 
     def __init__(self, key: bytes, connection: Connection, inbound: bool) -> None:
         self.key = key
         self.inbound = inbound  # it comes from the host
         self.connection = connection
         self.half_open = True
+        self.counted = True  # among those of its direction
         self.wake_at = NEVER  # when the heap of timers will look at it
 
 
 class Flows:
     """All flows by key: addresses and ports as they stand in the guest's segments."""
 
-    def __init__(self, flow_max: int, half_open_max: int = HALF_OPEN_MAX) -> None:
+    def __init__(self, outbound_max: int, inbound_max: int, half_open_max: int) -> None:
         self._table: dict[bytes, Flow] = {}
         self._heap: list[tuple[float, int, Flow]] = []
         self._order = itertools.count()
-        self.flow_max = flow_max
+        self.inbound = 0  # how many of them come from the host
+        self.outbound_max = outbound_max
+        self.inbound_max = inbound_max
         self._half_open_max = half_open_max
-        self.half_open = 0  # of those that the guest opens
-        self._waiting: dict[Flow, None] = {}  # for the guest's answer, oldest first
+        # Those that are not established yet, oldest first: of the guest's, and of clients
+        self._opening: dict[Flow, None] = {}
+        self._waiting: dict[Flow, None] = {}
         self.opened = 0
         self.refused = 0
+        self.gave_way = 0
         self.lookup = self._table.get
 
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def half_open(self) -> int:
+        """Those that the guest opens."""
+        return len(self._opening)
+
     def has_room(self, inbound: bool = False) -> bool:
-        """False if one flow more would be one too many; counts those."""
-        if len(self._table) < self.flow_max and (inbound or self.half_open < self._half_open_max):
+        """False if one flow more would be one too many of its direction; counts those."""
+        held, most = (self.inbound, self.inbound_max) if inbound else (self.outbound, self.outbound_max)
+        if held < most:
             return True
         self.refused += 1
         return False
 
-    def longest_waiting(self) -> Flow | None:
-        """The client that has waited longest for the guest's answer, if so many wait that it has to give way."""
-        return next(iter(self._waiting)) if len(self._waiting) >= self._half_open_max else None
+    @property
+    def outbound(self) -> int:
+        return len(self._table) - self.inbound
+
+    def longest_waiting(self, inbound: bool) -> Flow | None:
+        """The flow that has waited longest for an answer, if so many wait that it has to give way; counts those."""
+        waiting = self._waiting if inbound else self._opening
+        if len(waiting) < min(self._half_open_max, self.inbound_max if inbound else self.outbound_max):
+            return None
+        self.gave_way += 1
+        return next(iter(waiting))
 
     def add(self, key: bytes, connection: Connection, inbound: bool = False) -> Flow:
-        """A flow is born: from the guest's SYN, or `inbound` from a client on the host."""
+        """A flow more: from the guest's SYN, or `inbound` from a client on the host."""
         flow = Flow(key, connection, inbound)
         self._table[key] = flow
         if inbound:
+            self.inbound += 1
             self._waiting[flow] = None
         else:
-            self.half_open += 1
+            self._opening[flow] = None
         self.opened += 1
         return flow
 
@@ -74,13 +90,13 @@ class Flows:
         connection = flow.connection
         if flow.half_open and connection.facts & (ESTABLISHED | CLOSED):
             flow.half_open = False
-            if flow.inbound:
-                del self._waiting[flow]
-            else:
-                self.half_open -= 1
+            del (self._waiting if flow.inbound else self._opening)[flow]
         if connection.facts & CLOSED:
             if self._table.get(flow.key) is flow:
                 del self._table[flow.key]
+            if flow.counted:
+                flow.counted = False
+                self.inbound -= flow.inbound
             flow.wake_at = NEVER
             return
         at = connection.deadline()

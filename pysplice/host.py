@@ -1,7 +1,7 @@
 """The host sockets: opens them, says which are ready, moves their bytes.
 
-Owns every host socket of a flow and the epoll instance that watches them.  Imports `_cext`, `linger` and
-the constants of `tcp.doors`; decides nothing about a connection.
+Owns every host socket of a flow and the epoll instance that watches them.  Imports `_cext`, `budget`, `linger`
+and the constants of `tcp.doors`; decides nothing about a connection.
 
 Readiness is edge-triggered: a connection reads until there is no more, so a socket whose guest is slow
 costs nothing.  The epoll instance is itself a descriptor that the loop watches: one wake-up of the loop
@@ -17,25 +17,15 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from . import _cext
+from . import _cext, budget
 from .linger import Lingerers, Lingering, reset, unsent
 from .tcp import doors
 
-# A connection's share of memory for bytes that its guest has not acknowledged.  What the tap's ring
-# and the guest's wake-up take is well below a millisecond, so this does not bound the rate.  When many
-# streams are lent at a time their owners get by with less.
-STREAM_BYTES = 1024 * 1024
-STREAM_BYTES_MANY = 64 * 1024
-MANY = 256
-# Kept for the next connection once they are empty; beyond the first few without their pages
+# Streams that are kept for the next connection once they are empty
 POOL_STREAMS = 1024
-POOL_WARM = 32
 
 # Room for what rounding adds to a window while bytes are kept (ROUNDED_UP_MAX in tcp/transfer.py, and one unit)
 KEEP_SLACK = 64 * 1024
-
-# Sockets whose guest is gone while their queue goes out
-LINGERING_MAX = 1024
 
 EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 EVENTS_PER_POLL = 256
@@ -169,14 +159,14 @@ class HostSockets:
         self,
         send_run: Callable[[int, int, int, int], int],
         store_run: Callable[[int, _cext.Stream, int, int], None],
-        lingering_max: int = LINGERING_MAX,
+        lingering_max: int = 1024,
     ) -> None:
         self.epoll = select.epoll()
         self.owners: dict[int, Any] = {}
         self.send_run = send_run
         self.store_run = store_run
         self.wmem_max = read_wmem_max()
-        self._pools: dict[int, list[_cext.Stream]] = {STREAM_BYTES: [], STREAM_BYTES_MANY: []}
+        self._pools: dict[int, list[_cext.Stream]] = {size: [] for size in budget.STREAM_SIZES}
         self._lent = 0
         self.lingering = Lingerers(self.epoll, lingering_max, self._arm)
 
@@ -236,7 +226,7 @@ class HostSockets:
 
     def share(self) -> int:
         """The capacity of the stream that a connection may borrow next, bytes."""
-        return STREAM_BYTES if self._lent < MANY else STREAM_BYTES_MANY
+        return budget.stream_size(self._lent)
 
     def borrow(self, capacity: int) -> _cext.Stream:
         self._lent += 1
@@ -247,7 +237,7 @@ class HostSockets:
         self._lent -= 1
         pool = self._pools[capacity]
         if len(pool) < POOL_STREAMS:
-            if len(pool) >= POOL_WARM:
+            if len(pool) >= budget.warm_streams(capacity):
                 stream.trim()
             pool.append(stream)
 

@@ -12,38 +12,37 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import uvloop
 
+from . import budget
 from ._cext import Datagrams
 from .births import Births, Link
 from .control import Control
 from .datagram.echo import Echo
 from .datagram.plane import NEVER, Limits, Plane
-from .datagram.routes import Port
 from .datagram.spliced import Spliced
 from .datagram.udp import Udp
 from .flows import Flow, Flows
-from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Listener, Policy
+from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Policy
 from .host import HostSockets
+from .inbound import Inbound
 from .inside import Inside
-from .linger import reset
 from .observe import words
 from .observe.log import Log
 from .observe.trace import WindowTrace
-from .ports import GUEST, OPTIONS, TCP, UDP, Rule
+from .ports import OPTIONS, TCP, UDP, Rule
 from .services import ndp
 from .services.desk import Desk
 from .splice import Splices
-from .tap import TapDevice, TapEnd
+from .tap import TapDevice
 from .tcp import small_queue
 from .tcp.doors import SYN, Run
 from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
-from .translate import KEY4_LEN, Translation, pack, unpack
+from .translate import KEY4_LEN, Translation
 from .unix import Keeper
 
 IPV4_HEADER = 20
@@ -63,7 +62,6 @@ LAST_BATCHES = 16
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # they end us in order
 
 ADVERTISE_EVERY = (200.0, 600.0)  # seconds, RFC 4861: MinRtrAdvInterval and MaxRtrAdvInterval
-NEIGHBOURS_MAX = 1024
 
 
 def hops(frame: bytes) -> int:
@@ -85,7 +83,7 @@ class Proxy:
         inside: Inside | None,
         keeper: Keeper | None,
         log: Log,
-        flow_max: int,
+        descriptors: int,
         trace: TextIO | None = None,
     ) -> None:
         self.link = link
@@ -96,8 +94,9 @@ class Proxy:
         self.keeper = keeper
         self.log = log
         self._loop = uvloop.new_event_loop()
-        self.flows = Flows(flow_max)
-        self._flow_max = flow_max
+        self._descriptors = descriptors
+        most = budget.share_out(descriptors)
+        self.flows = Flows(most.outbound, most.inbound, most.half_open)
         self.complaint = ""  # what the user has to know at the end
         self._resuming = False
         self._trace: WindowTrace | None = None
@@ -116,7 +115,7 @@ class Proxy:
 
         # Without a tap there is nothing but the short cut
         self.tap = tap
-        self.hosts = HostSockets(tap.send_run, tap.store_run) if tap is not None else None
+        self.hosts = HostSockets(tap.send_run, tap.store_run, most.lingering) if tap is not None else None
         self.births = Births(
             tap, self.hosts, self.flows, translation, link, self._queue, log, self._trace, self._learn
         )
@@ -128,17 +127,28 @@ class Proxy:
             udp=link.udp,
             echo=link.icmp,
             mtu=link.mtu,
-            limits=Limits(flow_max // 4, flow_max // 4, flow_max // 16, flow_max // 8, flow_max // 16),
+            limits=Limits(most.udp_outbound, most.udp_inbound, most.udp_spliced, most.endpoints, most.echo),
             log=log,
             filtering=link.udp_filter,
             broadcasts=link.broadcasts,
         )
-        self.datagrams.udp.published = self._published
+        self.datagrams.udp.published = lambda port, guest: self.inbound.published(self.forward, port, guest)
         if tap is not None:
             tap.clock = time.monotonic
         self._expiring = False
 
         self.splices = Splices(self._splice_again)
+        self.inbound = Inbound(
+            self.births,
+            self.flows,
+            self.splices,
+            self.datagrams,
+            policy,
+            inside,
+            log,
+            self._settled,
+        )
+        self.inbound.spliced_max = most.spliced
         self.forward = Forward(
             inside,
             keeper,
@@ -147,10 +157,10 @@ class Proxy:
             freebind=link.freebind,
             scope=translation.scope,
             protocols=[*((TCP,) if link.tcp else ()), *((UDP,) if link.udp else ())],
-            listeners_max=flow_max * 3 // 4,
-            accepted=self._accepted,
-            arrived=self._arrived,
-            datagrams=self,
+            listeners_max=most.listeners,
+            accepted=self.inbound.accepted,
+            arrived=self.inbound.arrived,
+            datagrams=self.inbound,
             warn=log.warning,
             warn_once=lambda text: log.once(text, text),
             later=self._loop.call_later,
@@ -158,8 +168,8 @@ class Proxy:
         self._scanning = False
         self._control = Control(self, self._show, self._loop.add_reader, self._loop.remove_reader)
         self._counts = ""
-        self._neighbours: dict[bytes, bytes] = {}  # the guest's: address to MAC
         self._dropped: dict[str, int] = {}
+        self._capturing = tap is not None and tap.raw.capturing
 
     def _on_keeper(self) -> None:
         """Clients of the control socket."""
@@ -374,6 +384,10 @@ class Proxy:
                 self.log.trace(line)
         if self.log.debug_on:
             self._say_dropped(began)
+        if self._capturing and not self.tap.raw.capturing:
+            self._capturing = False
+            self.complaint = "the capture ends: it cannot be written any more"
+            self.log.warning(self.complaint)
         self._queue.seen(runs, began)
         self._take_runs(runs, datagrams, frames)
         if self._queue.watching:
@@ -557,22 +571,10 @@ class Proxy:
         self.tap.guest_mac = mac
         if address[:2] == LINK_LOCAL and len(address) == 16:
             self.policy.learn(address)
-        before = self._neighbours.get(address)
-        if not address or before == mac:
-            return
-        if len(self._neighbours) >= NEIGHBOURS_MAX:
-            self._neighbours.clear()
-        self._neighbours[address] = mac
-        if before is not None:
-            size = len(address)
-            for flow in self.flows.all():
-                end = flow.connection.tap
-                if (
-                    flow.key.startswith(address)
-                    and len(flow.key) == 2 * size + 4
-                    and isinstance(end, TapEnd)
-                ):
-                    end.move(mac)
+        if address:
+            station = self.tap.station(address, mac)
+            if station.mac != mac:
+                station.mac = mac
 
     def _enabled(self, ethertype: bytes, first: bytes) -> bool:
         """True for an IP packet of a version that is served, by what its frame and itself say."""
@@ -612,8 +614,14 @@ class Proxy:
         """Open the listeners of all rules; raises ConfigError."""
         for rule in rules:
             self.forward.add(rule)
-        self.flows.flow_max = max(self._flow_max - len(self.forward), 1)
+        self._share_out()
         self.scan_later(0)
+
+    def _share_out(self) -> None:
+        """What listeners have is not there for flows."""
+        most = budget.share_out(self._descriptors, len(self.forward))
+        self.flows.outbound_max, self.flows.inbound_max = most.outbound, most.inbound
+        self.inbound.spliced_max = most.spliced
 
     def scan_later(self, after: float = SCAN_EVERY) -> None:
         """Follow the ports of the other side, as long as a rule asks for it."""
@@ -627,7 +635,7 @@ class Proxy:
     def _scan(self) -> None:
         self._scanning = False
         self.forward.scan()
-        self.flows.flow_max = max(self._flow_max - len(self.forward), 1)
+        self._share_out()
         self.scan_later()
 
     def _on_inside(self) -> None:
@@ -639,90 +647,12 @@ class Proxy:
             self.log.warning("the process in the namespace is gone: no short cuts into it any more")
             self._loop.remove_reader(self.inside.fileno())
             self.inside.close()
-            self.inside = None
+            self.inside = self.inbound.inside = None
+
+    def _settled(self) -> None:
+        """Clients have come: there may be something to look after in time."""
+        self._set_timer()
+        self._expire_later()
 
     def _splice_again(self) -> None:
         self._loop.call_soon(self.splices.on_ready)
-
-    def _accepted(self, listener: Listener, sock: socket.socket, address: Any) -> None:
-        """A TCP client."""
-        unix = sock.family == socket.AF_UNIX
-        client = b"" if unix else pack(address[0])
-        # Without the helper in the namespace loopback comes by the tap; out of it we need none
-        helped = self.inside is not None or listener.rule.side == GUEST or unix
-        if not helped or not self.policy.short_cut(listener.rule, client):
-            guest = self.policy.guest(listener.rule, client)
-            now = time.monotonic()
-            flow = self.births.from_host(sock, guest, listener.target, client, address[1], now)
-            if flow is not None:
-                self.flows.settle(flow)
-                self._set_timer()
-            return
-        local = b"" if unix else pack(sock.getsockname()[0])
-        target = self.policy.beyond(listener, local)
-        if target is None:
-            self.flows.refused += 1
-            self.log.flow(
-                "inbound", f"{unpack(local)} is no loopback address: not passed on", time.monotonic()
-            )
-            reset(sock)
-            return
-        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-        name = f"{listener.rule.path or f'[{unpack(client)}]:{address[1]}'} -> [{target[0]}]:{target[1]}"
-        if self.log.debug_on:
-            self.log.debug(f"{name}: short cut")
-        if not self._room_for_splice():
-            reset(sock)
-        elif listener.rule.side == GUEST:
-            server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self.splices.start(sock, server, target, name, from_guest=True)
-        elif self.inside is None:
-            reset(sock)
-        else:
-
-            def taken(server: socket.socket | None, error: int) -> None:
-                if server is None:
-                    reset(sock)
-                else:
-                    self.splices.start(sock, server, target, name)
-
-            self.inside.stream(family, taken)
-
-    def _room_for_splice(self) -> bool:
-        coming = self.inside.claims if self.inside is not None else 0
-        if 6 * (len(self.splices) + coming) + len(self.flows) < self.flows.flow_max:
-            return True
-        self.flows.refused += 1
-        return False
-
-    def _arrived(self, listener: Listener, failed: bool) -> None:
-        """A UDP listener has datagrams, or errors."""
-        # Without the helper in the namespace loopback comes by the tap; out of it we need none
-        helped = self.inside is not None or listener.rule.side == GUEST
-        try:
-            self.datagrams.on_listener(listener, failed, helped, time.monotonic())
-        except Exception as e:
-            self._failed(None, e)
-        self._expire_later()
-
-    # What forward.py asks of the sockets for datagrams
-
-    def opened(self, listener: Listener) -> None:
-        self.datagrams.clients.open(listener)
-
-    def closed(self, listener: Listener) -> None:
-        self.datagrams.clients.close(listener)
-
-    def ports(self, side: str) -> int:
-        ports = self.datagrams.spliced.ports(side == GUEST)
-        return ports if side == GUEST else ports | self.datagrams.udp.ports()
-
-    def release(self, port: int) -> bool:
-        return self.datagrams.udp.release(port)
-
-    def _published(self, port: int, guest: bytes) -> Port | None:
-        """The socket that the guest's datagrams from a published port leave by."""
-        listener = self.forward.udp_listener(port)
-        if listener is None or guest not in (self.policy.guest4, self.policy.guest6):
-            return None
-        return self.datagrams.clients.port(listener)

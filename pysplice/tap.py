@@ -16,6 +16,8 @@ from . import _cext
 from .services import icmp
 from .tcp.doors import ACK, SYN
 
+STATIONS_MAX = 1024
+
 TTL = 255
 BROADCAST = b"\xff" * 6
 
@@ -27,6 +29,15 @@ PCAP_HEADER = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 1)
 TCP_OPTION_MSS = 2
 TCP_OPTION_NOP = 1
 TCP_OPTION_WSCALE = 3
+
+
+class Station:
+    """Where an address of the guest's is on the link: its MAC address, which may change."""
+
+    __slots__ = ("mac",)
+
+    def __init__(self, mac: bytes) -> None:
+        self.mac = mac
 
 
 class TapDevice:
@@ -41,6 +52,7 @@ class TapDevice:
         self.uso = uso
         self.guest_mac = guest_mac or BROADCAST  # where what is not asked for goes
         self.source4 = self.source6 = b""
+        self._stations: dict[bytes, Station] = {}
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self.vnet = vnet
@@ -56,6 +68,15 @@ class TapDevice:
 
     def fileno(self) -> int:
         return self._fd
+
+    def station(self, address: bytes, mac: bytes) -> Station:
+        """Where a packed address is; `mac` if that is not known yet."""
+        station = self._stations.get(address)
+        if station is None:
+            station = Station(mac)
+            if len(self._stations) < STATIONS_MAX:
+                self._stations[address] = station
+        return station
 
     def readable(self) -> bool:
         """True if the ring holds a frame."""
@@ -129,28 +150,33 @@ def _syn_options(mss: int, wscale: int) -> bytes:
 class TapEnd:
     """The TapDoor of one connection: a template, and the tap behind it."""
 
-    __slots__ = ("_emit", "_emit_data", "_template", "_unreachable")
+    __slots__ = ("_emit", "_emit_data", "_mac", "_station", "_template", "_unreachable")
 
     def __init__(
         self, tap: TapDevice, guest_mac: bytes, key: bytes, unreachable: Callable[[int], Any]
     ) -> None:
-        self._template = template(guest_mac, tap.mac, key)
+        self._station = tap.station(key[:4] if len(key) == 12 else key[:16], guest_mac)
+        self._mac = self._station.mac
+        self._template = template(self._mac, tap.mac, key)
         self._emit = tap.emit
         self._emit_data = tap.emit_data
         self._unreachable = unreachable
 
-    def move(self, guest_mac: bytes) -> None:
-        """The guest has another MAC address."""
-        self._template = guest_mac + self._template[6:]
+    def _start(self) -> bytes:
+        """The start of a frame, to where the guest is now."""
+        if self._mac is not self._station.mac:
+            self._mac = self._station.mac
+            self._template = self._mac + self._template[6:]
+        return self._template
 
     def segment(self, seq: int, ack: int, window: int, flags: int) -> int:
-        return self._emit(self._template, seq, ack, window, flags, b"")
+        return self._emit(self._start(), seq, ack, window, flags, b"")
 
     def syn(self, seq: int, window: int, mss: int, wscale: int) -> int:
-        return self._emit(self._template, seq, 0, window, SYN, _syn_options(mss, wscale))
+        return self._emit(self._start(), seq, 0, window, SYN, _syn_options(mss, wscale))
 
     def syn_ack(self, seq: int, ack: int, window: int, mss: int, wscale: int) -> int:
-        return self._emit(self._template, seq, ack, window, SYN | ACK, _syn_options(mss, wscale))
+        return self._emit(self._start(), seq, ack, window, SYN | ACK, _syn_options(mss, wscale))
 
     def data(
         self,
@@ -163,7 +189,7 @@ class TapEnd:
         offset: int,
         length: int,
     ) -> int:
-        return self._emit_data(self._template, seq, ack, window, flags, mss, stream, offset, length)
+        return self._emit_data(self._start(), seq, ack, window, flags, mss, stream, offset, length)
 
     def unreachable(self, errno: int) -> int:
         self._unreachable(errno)

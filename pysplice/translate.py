@@ -1,6 +1,6 @@
 """What addresses mean: the guest's words for the host, and the guest's names for who calls from there.
 
-Owns nothing that changes.  Imports no other room; opens no socket.
+Owns nothing; only own.py changes it, where the host has moved.  Imports no other room; opens no socket.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ KEY4_LEN = 12
 
 DNS_PORTS = (53, 853)  # RFC 1035, RFC 7858
 
-NOTHING: Mapping[bytes, Any] = MappingProxyType({})
+NOTHING: dict[bytes, Any] = MappingProxyType({})  # type: ignore[assignment]
 
 V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -41,17 +41,24 @@ class Translation(NamedTuple):
     `fallback4` and `fallback6` stand for callers that it cannot answer.
     """
 
-    redirect: Mapping[bytes, str] = NOTHING
+    redirect: dict[bytes, str] = NOTHING
     dns: Mapping[bytes, str] = NOTHING
     source4: str = ""
     source6: str = ""
     interface4: str = ""
     interface6: str = ""
     scope: int = 0
-    callers: Mapping[bytes, bytes] = NOTHING
+    callers: dict[bytes, bytes] = NOTHING
     own: frozenset[bytes] = frozenset()
     fallback4: bytes = b""
     fallback6: bytes = b""
+
+    def move(self, guest: bytes, before: bytes, now: bytes) -> None:
+        """An address of the guest's leads to another one of the host's from now on; all are packed."""
+        self.redirect[guest] = unpack(now)
+        if self.callers.get(before) == guest:
+            del self.callers[before]
+        self.callers[now] = guest
 
     def target(self, key: bytes) -> Target:
         """Where the flow `key` leads: addresses and ports as they stand in the guest's packets."""

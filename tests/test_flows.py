@@ -25,7 +25,7 @@ class Stub:
 
 
 def test_birth_and_death():
-    flows = Flows(10)
+    flows = Flows(10, 10, 10)
     flow = flows.add(b"k", Stub())
     flows.settle(flow)
     assert flows.lookup(b"k") is flow and len(flows) == 1
@@ -35,7 +35,7 @@ def test_birth_and_death():
 
 
 def test_an_old_flow_does_not_bury_its_successor():
-    flows = Flows(10)
+    flows = Flows(10, 10, 10)
     old = flows.add(b"k", Stub())
     old.connection.facts = CLOSED
     new = flows.add(b"k", Stub())
@@ -44,20 +44,37 @@ def test_an_old_flow_does_not_bury_its_successor():
 
 
 def test_limits():
-    flows = Flows(3, half_open_max=2)
+    flows = Flows(3, 2, 2)
     first = flows.add(b"1", Stub())
-    flows.add(b"2", Stub())
-    assert not flows.has_room()  # half-open
+    assert flows.longest_waiting(inbound=False) is None
+    second = flows.add(b"2", Stub())
+    assert flows.longest_waiting(inbound=False) is first  # it has to give way
     first.connection.facts = ESTABLISHED
     flows.settle(first)
-    assert flows.has_room()
+    assert flows.longest_waiting(inbound=False) is None and flows.has_room()
     flows.add(b"3", Stub())
-    assert not flows.has_room()
-    assert flows.refused == 2
+    assert flows.longest_waiting(inbound=False) is second
+    assert not flows.has_room() and flows.refused == 1
+
+
+def test_each_direction_has_a_share():
+    """Idle clients from outside do not keep the guest from connecting, nor the other way round."""
+    flows = Flows(2, 2, 2)
+    clients = [flows.add(b"in%d" % n, Stub(), inbound=True) for n in range(2)]
+    assert not flows.has_room(inbound=True) and flows.has_room()
+    for n in range(2):
+        flow = flows.add(b"out%d" % n, Stub())
+        flow.connection.facts = ESTABLISHED
+        flows.settle(flow)
+    assert not flows.has_room() and (flows.inbound, flows.outbound) == (2, 2)
+    clients[0].connection.facts = CLOSED
+    flows.settle(clients[0])
+    flows.settle(clients[0])
+    assert flows.has_room(inbound=True) and (flows.inbound, flows.outbound) == (1, 2)
 
 
 def test_timers_fire_in_order_and_once():
-    flows = Flows(10)
+    flows = Flows(10, 10, 10)
     late, early = flows.add(b"1", Stub(5.0)), flows.add(b"2", Stub(3.0))
     flows.settle(late)
     flows.settle(early)
@@ -74,7 +91,7 @@ def test_a_timer_that_raises_harms_no_other():
         def on_timer(self, now: float) -> None:
             raise RuntimeError
 
-    flows, failed = Flows(10), []
+    flows, failed = Flows(10, 10, 10), []
     broken, sound = flows.add(b"1", Broken(1.0)), flows.add(b"2", Stub(2.0))
     flows.settle(broken)
     flows.settle(sound)
@@ -91,7 +108,7 @@ def test_a_timer_that_raises_harms_no_other():
 
 
 def test_a_deadline_that_moved_is_looked_at_again():
-    flows = Flows(10)
+    flows = Flows(10, 10, 10)
     flow = flows.add(b"1", Stub(3.0))
     flows.settle(flow)
     flow.connection.at = 7.0
@@ -105,7 +122,7 @@ def test_a_deadline_that_moved_is_looked_at_again():
 
 
 def test_the_heap_does_not_grow_with_dead_flows():
-    flows = Flows(10)
+    flows = Flows(10, 10, 10)
     for i in range(10_000):
         flow = flows.add(b"%d" % i, Stub(1000.0 + i))
         flows.settle(flow)

@@ -7,6 +7,7 @@ Owns the level, the memory of what was said lately, and the file.  Imports no ot
 
 import contextlib
 import os
+import select
 import sys
 import syslog
 import time
@@ -77,6 +78,7 @@ class Log:
         self._system = system and not debug
         self._stream = stream if stream is not None else sys.stderr
         self._silent = False
+        self._serving = False
         self._start = time.monotonic()
         self._said: dict[str, float] = {}
         self._missed: dict[str, int] = {}
@@ -91,11 +93,26 @@ class Log:
         if self._silent:
             return
         stamp = f"{time.monotonic() - self._start:.4f}: " if self.debug_on else ""
+        if self._serving and not self._takes_more():
+            return  # nobody reads it, and others must not wait for that
         try:
             self._stream.write(f"{stamp}{prefix}{text}\n")
             self._stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # nobody reads it any more, or there never was a stderr
+
+    def _takes_more(self) -> bool:
+        """False if a write to the stream would block: a pipe or a terminal that is full."""
+        try:
+            poll = select.poll()
+            poll.register(self._stream.fileno(), select.POLLOUT)
+            return bool(poll.poll(0))
+        except (OSError, ValueError, AttributeError):
+            return True  # it is no descriptor
+
+    def serve(self) -> None:
+        """From now on a line that would have to wait is lost."""
+        self._serving = True
 
     def warning(self, text: str) -> None:
         self._say("warning:", text, f"{self._name}: ")

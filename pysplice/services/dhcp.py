@@ -136,7 +136,8 @@ def reply(request: bytes, options: dict[int, bytes], lease: Lease) -> bytes | No
         wanted = options.get(OPTION_REQUESTED, request[12:16])
         if options.get(OPTION_SERVER, lease.gateway) != lease.gateway:
             return None  # another server was chosen
-        if wanted != lease.address:
+        # A client that names no address takes what it is given, as pasta has it
+        if wanted not in (lease.address, bytes(4)):
             answer_kind, address = NAK, bytes(4)
 
     head = bytes((BOOTREPLY, 1, 6, 0)) + request[4:8] + bytes(2) + request[10:12]

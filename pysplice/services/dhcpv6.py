@@ -21,6 +21,7 @@ OPTION_DNS, OPTION_SEARCH, OPTION_FQDN = 23, 24, 39
 
 STATUS_NOT_ON_LINK = 4
 ADDRESSES_MAX = 8
+OPTIONS_MAX = 256  # of a message, or in one of its options
 FOREVER = 0xFFFFFFFF
 REPLY_MAX = 800  # bytes of addresses, and of names; more are not asked for in earnest
 
@@ -65,16 +66,18 @@ def answer(frame: bytes, mac: bytes, lease: Lease) -> bytes | None:
 
 
 def parse_options(data: bytes) -> list[tuple[int, bytes]] | None:
-    """Options in their order; None where they are broken."""
-    options = []
-    while data:
-        if len(data) < 4:
+    """Options in their order; None where they are broken, or too many to be meant."""
+    options: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(data):
+        if len(data) < at + 4:
             return None
-        code, length = struct.unpack_from("!HH", data)
-        if len(data) < 4 + length:
+        code, length = struct.unpack_from("!HH", data, at)
+        at += 4
+        if len(data) < at + length or len(options) >= OPTIONS_MAX:
             return None
-        options.append((code, data[4 : 4 + length]))
-        data = data[4 + length :]
+        options.append((code, data[at : at + length]))
+        at += length
     return options
 
 

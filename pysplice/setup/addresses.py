@@ -106,7 +106,8 @@ def _read_family(netlink: Netlink, config: Config, version: int) -> Family:
     if option is not None:
         gateway = option
         copied = (Route(default, str(option), None, 0),)
-    elif not index:
+    elif not index or not wanted:
+        # Nothing to copy: no interface, or one without an address of its own (a route's source may be another's)
         if version == 4:
             gateway = LOCAL4_GATEWAY
             wanted = wanted or [LOCAL4]

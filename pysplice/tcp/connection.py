@@ -121,6 +121,12 @@ class Connection(Transfer):
             self._send_reset()
             self._abort_host()
 
+    def abandon(self) -> None:
+        """The host's connect() is waited for no longer; the guest hears nothing, as from a host that is not there."""
+        if not self.facts & CLOSED:
+            self.error = errno.ETIMEDOUT
+            self._abort_host()
+
     def deadline(self) -> float:
         """When on_timer() has something to do, `NEVER` if nothing is awaited."""
         facts = self.facts

@@ -15,8 +15,9 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from pysplice import _cext
-from pysplice.host import STREAM_BYTES, HostSockets
-from pysplice.tap import TapEnd
+from pysplice.budget import STREAM_SIZES, STREAMS_BYTES
+from pysplice.host import HostSockets
+from pysplice.tap import Station, TapEnd
 from pysplice.tcp.doors import ACK, CLOSING, ERROR, PSH, READABLE, RST, SYN, WRITABLE
 
 from ..support.taps import GUEST_MAC, OUR_MAC, key, segment, tap_pair
@@ -47,8 +48,12 @@ class Fake:
         self.door.drain()
         return bytes(self.door.wire)
 
+    def remote_reads_all(self) -> bytes:
+        """After the door was closed."""
+        return bytes(self.door.wire + self.door.outbox + self.door.kept)
+
     def remote_sees_reset(self) -> bool:
-        return self.door.closed == "aborted"
+        return self.door.closed in ("aborted", "reset at the end")
 
     def remote_sees_end(self) -> bool:
         return self.door.shut
@@ -62,6 +67,8 @@ class Fake:
 
 class Real:
     """A HostSocket; the runs come through a real Tap."""
+
+    was_reset = False
 
     def __init__(self) -> None:
         self.tap_fd, self.guest = tap_pair()
@@ -110,7 +117,30 @@ class Real:
             pass
         return got
 
+    def remote_reads_all(self) -> bytes:
+        """After the door was closed: what arrives before the end, or a reset."""
+        self.remote.settimeout(0.05)
+        got = b""
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            for fd, ready in self.hosts.poll():
+                self.hosts.lingering.on_ready(fd, ready)
+            self.hosts.lingering.expire(time.monotonic())
+            try:
+                part = self.remote.recv(1 << 20)
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                self.was_reset = True
+                return got
+            if not part:
+                return got
+            got += part
+        raise AssertionError("no end")
+
     def remote_sees_reset(self) -> bool:
+        if self.was_reset:
+            return True
         try:
             return self.remote.recv(1) == b"never"
         except ConnectionResetError:
@@ -217,19 +247,20 @@ def test_data_before_a_reset_or_not_but_then_the_error(host):
 def test_capacity_is_the_streams(host):
     assert host.door.capacity >= 65536
     if isinstance(host, Real):
-        assert host.door.capacity == STREAM_BYTES
+        assert host.door.capacity == STREAM_SIZES[0]
 
 
 def test_many_streams_are_small_ones(isolated):
     """What 300 connections hold for their guests is bounded; what is given back is used again."""
     hosts = HostSockets(None, None)
-    lent = [(hosts.borrow(size), size) for size in (hosts.share() for _ in range(300))]
+    lent = [(hosts.borrow(size), size) for size in (hosts.share() for _ in range(2000))]
     sizes = [size for _, size in lent]
-    assert sizes[0] == STREAM_BYTES and sizes[-1] == 65536 and sizes.count(STREAM_BYTES) <= 256
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) == set(STREAM_SIZES)
+    assert sum(sizes) < 5 * STREAMS_BYTES  # whoever comes later has less
     for stream, size in lent:
         hosts.give_back(stream, size)
-    assert hosts.share() == STREAM_BYTES
-    assert hosts.borrow(STREAM_BYTES) in [stream for stream, _ in lent]
+    assert hosts.share() == STREAM_SIZES[0]
+    assert hosts.borrow(STREAM_SIZES[0]) in [stream for stream, _ in lent]
     hosts.close()
 
 
@@ -243,6 +274,26 @@ def test_shutdown(host):
 def test_close(host):
     host.door.close()
     assert isinstance(host, Fake) or host.remote.recv(1) == b""
+
+
+def test_close_with_much_that_is_queued(host):
+    """All of it arrives, then the end; what the remote host says meanwhile changes nothing."""
+    payload = PAYLOAD * 18
+    handle = host.run(payload)
+    taken = host.door.send(handle, 0, len(payload))
+    kept = host.door.keep(handle, taken, len(payload) - taken, len(payload))
+    host.remote_sends(b"more")
+    host.door.close()
+    got = host.remote_reads_all()
+    assert got == payload[: taken + kept]
+
+
+def test_a_reset_behind_what_is_queued(host):
+    handle = host.run(PAYLOAD)
+    taken = host.door.send(handle, 0, len(PAYLOAD))
+    host.door.close(True)
+    got = host.remote_reads_all()
+    assert got == PAYLOAD[:taken] and host.remote_sees_reset()
 
 
 def test_abort(host):
@@ -312,7 +363,12 @@ class RealTapSide:
             emit = tap.emit
             emit_data = tap.emit_data
 
+            @staticmethod
+            def station(address, mac):
+                return self.station
+
         guest_mac = bytes.fromhex(GUEST_MAC.replace(":", ""))
+        self.station = Station(guest_mac)
         self.door = TapEnd(Device, guest_mac, key(), self._errors.append)
 
     def stream(self, data: bytes):

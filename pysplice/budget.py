@@ -1,0 +1,80 @@
+"""Who may have how much: descriptors, and memory for bytes that the guest has not acknowledged.
+
+Owns nothing; imports no other room.  All such arithmetic is here.
+
+What one peer holds must not starve the others, so each kind of flow has a share of the descriptors: clients from
+outside cannot keep the guest from connecting, nor the guest's scans those who want to reach it.  Where a share is used
+up the oldest flow that nobody has answered gives way, or the newest is refused.
+"""
+
+from typing import NamedTuple
+
+RESERVED = 64  # the tap, the loop, the standard streams, files
+
+# Connections that are not established yet: enough for a burst, few enough that others have place
+HALF_OPEN_MAX = 1024
+
+# Sixteenths of the descriptors that are not listeners'.  A spliced connection has two sockets, and two pipes (two
+# descriptors each) while bytes are on their way.
+OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 7, 4, 2, 1, 1
+HALF = 1  # of a sixteenth: spliced UDP, and echo
+DESCRIPTORS_PER_SPLICE = 6
+
+# Flows of UDP have no descriptor of their own: how many is a matter of memory, about 1 KiB each
+UDP_FLOWS_MAX = 8192
+
+# A stream holds what was taken from a host socket until the guest has acknowledged it.  What is under way on the tap
+# takes well below a millisecond, so a stream of 1 MiB does not bound the rate, and few have one at a time.  The more
+# have one, the smaller are those that come: all of them together stay below about four times this.
+STREAMS_BYTES = 12 << 20
+STREAM_SIZES = (1 << 20, 256 << 10, 64 << 10, 16 << 10, 4 << 10)
+WARM_BYTES = 4 << 20  # kept in memory for those to come, of each size
+
+
+class Budget(NamedTuple):
+    """How many of each there may be at a time."""
+
+    listeners: int
+    outbound: int
+    inbound: int
+    spliced: int
+    lingering: int
+    udp_outbound: int
+    udp_inbound: int
+    udp_spliced: int
+    endpoints: int
+    echo: int
+    half_open: int = HALF_OPEN_MAX
+
+
+def share_out(descriptors: int, listeners: int = 0) -> Budget:
+    """What a limit of descriptors comes to, of which so many are listeners' now."""
+    usable = max(descriptors - RESERVED, 16)
+    left = max(usable - listeners, 16)
+
+    def part(sixteenths: int) -> int:
+        return max(left * sixteenths // 16, 1)
+
+    return Budget(
+        listeners=usable * 3 // 4,
+        outbound=part(OUTBOUND),
+        inbound=part(INBOUND),
+        spliced=max(part(SPLICED) // DESCRIPTORS_PER_SPLICE, 1),
+        lingering=part(LINGERING),
+        udp_outbound=min(left // 2, UDP_FLOWS_MAX),
+        udp_inbound=min(left // 2, UDP_FLOWS_MAX),
+        udp_spliced=max(part(HALF) // 2, 1),
+        endpoints=part(ENDPOINTS),
+        echo=min(max(part(HALF) // 2, 1), 1024),
+    )
+
+
+def stream_size(lent: int) -> int:
+    """How large the next stream is to be, bytes, where so many are in use."""
+    fair = STREAMS_BYTES // (lent + 1)
+    return next((size for size in STREAM_SIZES if size <= fair), STREAM_SIZES[-1])
+
+
+def warm_streams(size: int) -> int:
+    """How many unused streams of a size keep their memory."""
+    return max(WARM_BYTES // size, 4)
