@@ -101,6 +101,8 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     if config.netns and "/" in config.netns:
         # In the background the working directory is another one
         config = config._replace(netns=os.path.abspath(config.netns))
+    if config.control:
+        config = config._replace(control=os.path.abspath(config.control))
     rules = tuple(_of_families(config, rule) for rule in rules if _wanted(config, rule))
     user = isolation.user_to_become(config.runas)
     if isolation.is_root():
@@ -188,7 +190,7 @@ def run(config: Config, rules: tuple[ports.Rule, ...], log: Log) -> int:
     proxy.follow(rules)
     # All that takes privileges, or has a path, is open by now
     null = isolation.open_null() if background else -1
-    log.hold()
+    log.hold(number)
     complaints += sandbox.enter(sandbox.SERVE, chroot_fallback=config.chroot_fallback)
     for complaint in filter(None, complaints):
         # Without a filter of system calls a hostile guest has more to try: that is said aloud
@@ -275,7 +277,7 @@ def _of_families(config: Config, rule: ports.Rule) -> ports.Rule:
         raise ConfigError(f"'{rule}': IPv{rule.address.version} is switched off")
     if config.tap_fd is not None and (rule.side == ports.GUEST or rule.auto or rule.path):
         raise ConfigError(f"'{rule}' does not go with --fd: there is nobody in the namespace")
-    return rule
+    return rule._replace(path=os.path.abspath(rule.path)) if rule.path else rule
 
 
 def _needs_agent(config: Config, rules: tuple[ports.Rule, ...]) -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .config import ConfigError
-from .ports import OPTIONS, Rule, parse
+from .ports import OPTIONS, UNIX, Rule, parse
 
 LINE_MAX = 65536
 CLIENTS_MAX = 16
@@ -146,7 +146,7 @@ def client(words: Sequence[str]) -> int:
     if len(words) == 2 and words[1] == "show":
         request = {"do": "show"}
     elif len(words) == 4 and words[1] in ("add", "del"):
-        request = {"do": words[1], "option": words[2], "ports": words[3]}
+        request = {"do": words[1], "option": words[2], "ports": _absolute(words[3])}
     if request is None:
         said = " ".join(words[1:]) or "nothing"
         sys.stderr.write(
@@ -168,6 +168,14 @@ def client(words: Sequence[str]) -> int:
     if "counts" in answer:
         sys.stdout.write(f"{answer['counts']}\n")
     return 0
+
+
+def _absolute(ports: str) -> str:
+    """A UNIX socket is where the user is, not where the process that serves is."""
+    if not ports.startswith(UNIX):
+        return ports
+    path, colon, port = ports[len(UNIX) :].rpartition(":")
+    return f"{UNIX}{os.path.abspath(path)}{colon}{port}" if path else ports
 
 
 def _ask(path: str, request: dict[str, str]) -> dict[str, Any]:

@@ -153,10 +153,13 @@ class Log:
             self._said["defect"] = now
             self.warning(f"internal error: {text}")
 
-    def hold(self) -> None:
-        """Connect to the system's logger now: later there may be no way to it."""
+    def hold(self, number: int) -> None:
+        """Connect to the system's logger now: later there may be no way to it.
+
+        `number` is our process ID as others see it: in a PID namespace of our own we are process 1.
+        """
         if self._system:
-            syslog.openlog(self._name, syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+            syslog.openlog(f"{self._name}[{number}]", syslog.LOG_NDELAY, syslog.LOG_DAEMON)
 
     def silence(self) -> None:
         """Say nothing on stderr from now on: it belongs to somebody else."""
