@@ -239,6 +239,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "--netns-only": {"netns_only": True},
     "--no-netns-quit": {"netns_quit": False},
     "--no-pidns": {"pidns": False},
+    "--new-session": {"new_session": True},
     "--config-net": {"config_net": True},
     "--no-copy-routes": {"copy_routes": False},
     "--no-copy-addrs": {"copy_addresses": False},

@@ -147,6 +147,12 @@ class Keeper:
                 yield socket.socket(fileno=fds[0])
 
     def close(self) -> None:
+        """The files go; when this returns they have gone, as a rule."""
+        self.sock.settimeout(TIMEOUT)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+            while self.sock.recv(MESSAGE_MAX):
+                pass
         self.sock.close()
 
 

@@ -261,10 +261,10 @@ def _init(control: socket.socket, config: Config, uid: int, gid: int, parent: in
         return 1
     control.close()
     _prctl("outlive the parent", PR_SET_PDEATHSIG, 0)
+    if _has_terminal():
+        seccomp.protect_terminal()
     if config.new_session:
         os.setsid()
-    elif _has_terminal():
-        seccomp.protect_terminal()
     return _run_command(config)
 
 
