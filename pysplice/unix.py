@@ -34,7 +34,7 @@ class UnixListener(NamedTuple):
 
     sock: socket.socket
     path: str
-    identity: tuple[int, int]  # device and inode
+    identity: tuple[int, int, int]  # device, inode, and when it was made: inodes are used again
 
     def unlink(self) -> None:
         """Take its file away if it is still there."""
@@ -70,9 +70,9 @@ def listen(path: str) -> UnixListener:
         os.umask(mask)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int, int]:
     found = os.lstat(path)
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _abandoned(path: str) -> bool:

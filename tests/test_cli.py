@@ -240,3 +240,18 @@ def test_ctl_without_anybody(tmp_path):
     result = run("ctl", str(tmp_path / "none"), "show")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"pysplice: cannot ask {tmp_path}/none: No such file or directory\n"
+
+
+@pytest.mark.parametrize("option", ("--dns-forward", "--map-host-loopback"))
+@pytest.mark.parametrize("address", ("127.0.0.1", "127.0.0.53", "::1"))
+def test_a_loopback_address_leads_nowhere(option, address):
+    """The guest's own loopback interface has it: nothing of it reaches the tap."""
+    with pytest.raises(ConfigError, match=option):
+        cli.parse([option, address])
+
+
+def test_udp_filter():
+    assert cli.parse([]).udp_filter == "address"
+    assert cli.parse(["--udp-filter", "port"]).udp_filter == "port"
+    with pytest.raises(ConfigError, match="one of endpoint, address, port"):
+        cli.parse(["--udp-filter", "nobody"])

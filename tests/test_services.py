@@ -425,3 +425,26 @@ def test_the_desk():
     renewal = dhcp_request("request", src="10.0.2.15", dst="10.0.2.2")[26:38]
     assert made.claims(renewal) and not nothing.claims(renewal)
     assert not made.claims(renewal[:4] + bytes((10, 0, 2, 99)) + renewal[8:])
+
+
+def test_dhcp_a_client_that_names_no_address():
+    """It takes what it is given, as pasta has it; one that names another is refused."""
+    packet, options = dhcp_reply(dhcp_request("request"))
+    assert (options["message-type"], packet[BOOTP].yiaddr) == (dhcp.ACK, "10.0.2.15")
+
+
+@pytest.mark.parametrize("length", (4, 20))
+def test_dhcpv6_thousands_of_options(length):
+    """They are looked at once each, and so many are not meant."""
+    data = dhcpv6.option(99, bytes(length - 4)) * (65_000 // length)
+    assert dhcpv6.parse_options(data) is None
+    few = data[: length * dhcpv6.OPTIONS_MAX]
+    assert len(dhcpv6.parse_options(few)) == dhcpv6.OPTIONS_MAX
+    assert dhcpv6.parse_options(few[:-1] if length > 4 else few[:-2]) is None
+
+
+def test_icmp_errors_by_the_bucket():
+    limit = icmp.RateLimit(burst=10, rate=100)
+    assert sum(limit.allows(1.0) for _ in range(50)) == 10
+    assert sum(limit.allows(1.1) for _ in range(50)) == 10  # a tenth of a second later
+    assert limit.held_back == 80

@@ -106,7 +106,8 @@ From the host to the guest
 once: everything else stays in the kernel, whose own window then stops the remote host.  ``discard`` drops
 them when the guest has acknowledged them (``seq_ack_from_tap``); until then they are held for
 retransmission, ``stream_len`` of them.  ``seq_to_tap`` is the next byte to send, ``wnd_from_tap`` the window in
-bytes.  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
+bytes; it is taken only from a segment that was sent after the one that it was taken from last (``wnd_seq``,
+``wnd_ack``).  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
 
 The link to the guest loses nothing as a rule, so there is no congestion control, and recovery is plain:
 ``DUP_ACKS`` duplicates or a timeout send the first frame once more, and partial acknowledgements the next,
@@ -118,9 +119,17 @@ Closing
 -------
 A FIN is passed on in its direction once everything before it was: shutdown() for the guest's
 (``SOCK_FIN_SENT``), a FIN for the remote host's (``TAP_FIN_SENT``).  With both done and acknowledged
-(``FINISHED``) the connection is gone.  A reset is passed on at once: towards the remote host by ``abort``,
-towards the guest as a RST.  Of the guest's resets only one with exactly the right number counts; others,
-and a SYN in the middle, are challenged (RFC 5961).
+(``FINISHED``) the connection is gone.  The remote host's reset is passed on at once, as a RST.
+
+What was acknowledged to the guest is the remote host's, whatever becomes of the guest.  So after the guest's
+reset, or its silence, the socket is not cut off but given back (``close``): what is queued and ``kept`` goes
+out first, then the remote host sees the end if the guest's FIN had come, and a reset if not.  A kernel that
+has forgotten its half of a connection after tcp_fin_timeout answers ``keepalive_at`` with a RST; that takes
+nothing back.  Only where nothing was acknowledged yet the reset is there at once (``abort``).
+
+Of the guest's resets only one with exactly the right number counts; others in the window, and a SYN in the
+middle, are challenged (RFC 5961), as are acknowledgements of what was never sent and those that are older than
+anything that can be under way.
 
 A guest that is silent is asked for a sign of life (``keepalive_at``), a remote host by its kernel.  Who does
 not answer (``RETRIES``, ``KEEPALIVE_PROBES``) is given up, with a reset to the other side.
