@@ -131,4 +131,6 @@ class Inbound:
         listener = forward.udp_listener(port)
         if listener is None or guest not in (self._policy.guest4, self._policy.guest6):
             return None
-        return self._datagrams.clients.port(listener)
+        sock = self._datagrams.clients.port(listener)
+        # On a kernel without IPv6 it is a socket of IPv4
+        return sock if len(guest) == 4 or sock.family == socket.AF_INET6 else None

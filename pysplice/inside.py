@@ -149,6 +149,11 @@ class Inside:
         self._unsent.append(json.dumps({**request, "tag": self._tag}).encode())
         self._send()
 
+    @property
+    def pending(self) -> int:
+        """Requests without an answer."""
+        return len(self._waiting)
+
     def _send(self) -> None:
         """As many requests as the process has not to wait for."""
         while self._unsent and len(self._waiting) - len(self._unsent) < IN_FLIGHT_MAX:

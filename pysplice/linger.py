@@ -82,6 +82,7 @@ class Lingerers:
         self._epoll = epoll
         self._arm = arm
         self.most = most
+        self._soonest = NEVER
         self._by_fd: dict[int, Lingering] = {}
 
     def __len__(self) -> int:
@@ -98,6 +99,7 @@ class Lingerers:
             self._close(next(handed, next(iter(self._by_fd))))
         fd = lingering.sock.fileno()
         self._by_fd[fd] = lingering
+        self._soonest = 0.0
         self._go_on(fd, lingering)
 
     def on_ready(self, fd: int, ready: int) -> None:
@@ -141,8 +143,8 @@ class Lingerers:
             self._close(fd)
 
     def next_deadline(self) -> float:
-        """When expire() has something to look at."""
-        return min((lingering.at for lingering in self._by_fd.values()), default=NEVER)
+        """When expire() has something to look at, or a little before."""
+        return self._soonest if self._by_fd else NEVER
 
     def expire(self, now: float) -> None:
         """Look at the queues that are due."""
@@ -159,6 +161,7 @@ class Lingerers:
                 continue
             lingering.at = now + lingering.wait
             lingering.wait = min(2 * lingering.wait, LOOK_MOST)
+        self._soonest = min((lingering.at for lingering in self._by_fd.values()), default=NEVER)
 
     def _close(self, fd: int) -> None:
         lingering = self._by_fd.pop(fd)

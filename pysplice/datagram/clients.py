@@ -32,9 +32,9 @@ class Clients:
         self._spliced = spliced
         self._policy = policy
         self._ports: dict[socket.socket, Port] = {}
-        # By listener, client and the address that the client has called
-        self._flows: dict[tuple[socket.socket, bytes, bytes], TapFlow] = {}
-        self._last: dict[tuple[socket.socket, bytes], TapFlow] = {}
+        # By listener; then by client and the address that the client has called, or by client alone
+        self._flows: dict[socket.socket, dict[tuple[bytes, bytes], TapFlow]] = {}
+        self._last: dict[socket.socket, dict[bytes, TapFlow]] = {}
         self.refused = 0  # datagrams that led nowhere
 
     def open(self, listener: Listener) -> Port:
@@ -42,6 +42,9 @@ class Clients:
         sock = listener.sock
         routes.tune(sock)
         errors.enable(sock)
+        # A guest may send to a broadcast address from a port that is published
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self._flows[sock], self._last[sock] = {}, {}
         self._ports[sock] = port = Port(sock)
         return port
 
@@ -49,8 +52,9 @@ class Clients:
         """It goes, and all flows with it: their socket was this one."""
         sock = listener.sock
         self._ports.pop(sock, None)
-        for key in [key for key in self._flows if key[0] is sock]:
-            self._udp.flows.remove(self._flows[key])
+        for flow in list(self._flows.pop(sock, {}).values()):
+            self._udp.flows.remove(flow)
+        self._last.pop(sock, None)
         self._spliced.forget(sock)
 
     def port(self, listener: Listener) -> Port:
@@ -64,14 +68,14 @@ class Clients:
         """
         port = self._ports[listener.sock]
         if failed:
-            self._udp.on_errors(port, lambda address: self._last.get((listener.sock, address)))
+            self._udp.on_errors(port, self._last[listener.sock].get)
         packets = self._udp.packets
         groups = packets.receive(port.fd)
         if isinstance(groups, int):
             return
-        tap = self._udp.tap
+        tap, flows = self._udp.tap, self._flows[listener.sock]
         for address, local, interface, first, count in groups:
-            flow = self._flows.get((listener.sock, address, local))
+            flow = flows.get((address, local))
             if flow is None:
                 peer = routes.peer_of(address)
                 if peer is None:
@@ -82,6 +86,10 @@ class Clients:
                 flow = self._birth(listener, port, peer, address, local, interface, now)
                 if flow is None:
                     self.refused += count
+                    if self._udp.log.debug_on:
+                        self._udp.log.flow(
+                            "dropped", f"udp from {routes.in_words(address)}: no way in", now
+                        )
                     continue
             self._udp.flows.touch(flow, now)
             if tap is not None:
@@ -108,11 +116,11 @@ class Clients:
             return None
         key = guest + caller + struct.pack("!HH", listener.target, peer.port)
         known = udp.flows.get(key)
-        names = (listener.sock, address, local)
+        names = (address, local)
         theirs = (known.share, known.port, known.address) if isinstance(known, TapFlow) else None
         if known is not None and theirs == (OUTBOUND, port, address):
             # The guest has asked it before
-            return self._named(known, names)
+            return self._named(known, listener.sock, names)
         for _ in range(PORT_TRIES):
             if udp.flows.get(key) is None:
                 break
@@ -125,22 +133,22 @@ class Clients:
         flow.source = local if len(local) == (4 if len(key) == KEY4_LEN else 16) else b""
         if peer.scope:
             flow.interface = interface
-        self._named(flow, names)
+        self._named(flow, listener.sock, names)
         udp.flows.add(flow)
         if udp.log.debug_on:
             udp.log.debug(f"udp {flow.name()}: a client on the host")
         return flow
 
-    def _named(self, flow: TapFlow, names: tuple[socket.socket, bytes, bytes]) -> TapFlow:
+    def _named(self, flow: TapFlow, sock: socket.socket, names: tuple[bytes, bytes]) -> TapFlow:
         """The flow is found by these from now on, until it is forgotten."""
+        flows, last = self._flows[sock], self._last[sock]
 
         def forgotten(flow: TapFlow) -> None:
-            if self._flows.get(names) is flow:
-                del self._flows[names]
-            if self._last.get(names[:2]) is flow:
-                del self._last[names[:2]]
+            if flows.get(names) is flow:
+                del flows[names]
+            if last.get(names[0]) is flow:
+                del last[names[0]]
 
         flow.forgotten = forgotten
-        self._flows[names] = flow
-        self._last[names[:2]] = flow
+        flows[names] = last[names[0]] = flow
         return flow

@@ -13,7 +13,7 @@ import struct
 from typing import NamedTuple
 
 from .. import _cext
-from ..translate import V4_MAPPED, pack
+from ..translate import V4_MAPPED, pack, unpack
 from . import errors
 
 UDP_GRO = 104
@@ -59,6 +59,12 @@ def peer_of(address: bytes) -> Peer | None:
             return Peer(packed[12:], port)
         return Peer(packed, port, *SCOPE.unpack_from(address, 24))
     return None
+
+
+def in_words(address: bytes) -> str:
+    """Such a structure for a person."""
+    peer = peer_of(address)
+    return f"[{unpack(peer.address)}]:{peer.port}" if peer is not None else "nowhere"
 
 
 def peer_of_words(address: tuple[str | int, ...]) -> Peer:

@@ -25,6 +25,7 @@ from .table import SPLICED, Expiring, Table
 
 PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
 KEY_BYTES_MIN = 64
+REQUESTS_MAX = 256  # to the process in the namespace: a flood of new clients asks for no more
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 SOCKETS_PER_EVENT = 64
 
@@ -131,7 +132,7 @@ class Spliced:
             self._log.flow("udp", f"{unpack(local)} is no loopback address: not passed on", now)
             return None
         outward = listener.rule.side == GUEST
-        if not outward and self._inside is None:
+        if not outward and (self._inside is None or self._inside.pending >= REQUESTS_MAX):
             return None
         server = Peer(pack(target[0]), target[1])
         family = socket.AF_INET if len(server.address) == 4 else socket.AF_INET6

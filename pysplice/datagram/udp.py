@@ -302,6 +302,8 @@ class Udp:
 
         One that answers could come to from two addresses that the guest tells apart is two sockets.
         """
+        # What is sent to many leaves by an interface, and is answered by any
+        interface = 0 if group else interface
         endpoint = self._endpoints.get(name)
         if endpoint is not None:
             asked = endpoint.asked.get(host)
@@ -321,7 +323,7 @@ class Udp:
             if e.errno not in NO_DESCRIPTOR or not self._evict():
                 raise
             sock = routes.open_port(family, routes.ANY[family], number)
-        endpoint = Endpoint(sock, name, mac, 0 if group else interface)
+        endpoint = Endpoint(sock, name, mac, interface)
         self._endpoints[name] = endpoint
         self._by_fd[endpoint.fd] = endpoint
         self.epoll.register(endpoint.fd, select.EPOLLIN)
@@ -433,6 +435,8 @@ class Udp:
                 self.packets.emit(tap, start, first, count, self.mtu, uso)
             else:
                 self.filtered += count
+                if self.log.debug_on:
+                    self.log.flow("dropped", f"udp from {routes.in_words(address)}: it was not asked", now)
 
     def _from_another(self, endpoint: Endpoint, peer: Peer | None, now: float) -> bytes:
         """The start of frames from a peer that was not asked at this port, if it may answer; else nothing."""
