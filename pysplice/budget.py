@@ -14,11 +14,11 @@ RESERVED = 64  # the tap, the loop, the standard streams, files
 # Connections that are not established yet: enough for a burst, few enough that others have place
 HALF_OPEN_MAX = 1024
 
-# Sixteenths of the descriptors that are not listeners'.  A spliced connection has two sockets, and two pipes (two
-# descriptors each) while bytes are on their way.
-OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 7, 4, 2, 1, 1
+# Sixteenths of the descriptors that are not listeners'.  A spliced connection has two sockets, and a pipe (two
+# descriptors) for each direction while bytes wait in it, which is seldom both.
+OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 5, 3, 5, 1, 1
 HALF = 1  # of a sixteenth: spliced UDP, and echo
-DESCRIPTORS_PER_SPLICE = 6
+DESCRIPTORS_PER_SPLICE = 4
 
 # Flows of UDP have no descriptor of their own: how many is a matter of memory, about 1 KiB each
 UDP_FLOWS_MAX = 8192

@@ -11,7 +11,7 @@ def test_shares_fit(descriptors, listeners):
     """Together they are not more than there is, and everybody has one."""
     most = budget.share_out(descriptors, listeners)
     assert min(most) >= 1
-    held = most.outbound + most.inbound + 6 * most.spliced + most.lingering
+    held = most.outbound + most.inbound + 4 * most.spliced + most.lingering
     held += most.endpoints + most.udp_spliced + most.echo
     left = descriptors - budget.RESERVED - listeners
     if left >= 100:

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -774,7 +773,8 @@ def test_a_link_local_client(forwarded):
             0
         ]
         index = int(forwarded.remote.run("ip", "-o", "link", "show", "veth1").stdout.split(":")[0])
-        time.sleep(2)  # duplicate address detection
+        for namespace in (forwarded.host, forwarded.remote):
+            until(lambda namespace=namespace: "tentative" not in namespace.run("ip", "-6", "addr").stdout)
         with forwarded.remote.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
             client.settimeout(5)
             client.sendto(b"x", (host, 5353, 0, index))
