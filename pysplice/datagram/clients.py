@@ -51,7 +51,9 @@ class Clients:
     def close(self, listener: Listener) -> None:
         """It goes, and all flows with it: their socket was this one."""
         sock = listener.sock
-        self._ports.pop(sock, None)
+        port = self._ports.pop(sock, None)
+        if port is not None:
+            port.closed = True
         for flow in list(self._flows.pop(sock, {}).values()):
             self._udp.flows.remove(flow)
         self._last.pop(sock, None)

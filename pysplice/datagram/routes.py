@@ -119,13 +119,14 @@ class NextHops:
 class Port:
     """A socket that is bound to a port, and how it treats what is larger than the path's MTU."""
 
-    __slots__ = ("df", "family", "fd", "sock")
+    __slots__ = ("closed", "df", "family", "fd", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
         self.df = -1  # not known
+        self.closed = False
 
     def fragment(self, df: int) -> None:
         """What follows may be fragmented on the way (0), or not (1): then send() reports EMSGSIZE."""

@@ -196,7 +196,7 @@ class Spliced:
             if isinstance(groups, int):
                 continue
             for address, _, _, first, count in groups:
-                if address == flow.server and flow.near.sock.fileno() >= 0:
+                if address == flow.server and not flow.near.closed:
                     self._flows.answer(flow, now)
                     self._packets.relay(first, count, flow.near.fd, flow.client, flow.control)
 

@@ -201,7 +201,7 @@ class Udp:
         """Datagrams of one flow from the tap."""
         assert self.tap is not None
         flow = self.flows.get(run.key)
-        if flow is None or flow.port.sock.fileno() < 0:
+        if flow is None or flow.port.closed:
             flow = self._birth(run.key, self.tap.headers(run.handle), now, flow)
             if flow is None:
                 self.undelivered += run.frames
@@ -228,7 +228,7 @@ class Udp:
     def on_whole(self, key: bytes, payload: bytes, ttl: int, headers: bytes, now: float) -> None:
         """A datagram that came in fragments."""
         flow = self.flows.get(key)
-        if flow is None or flow.port.sock.fileno() < 0:
+        if flow is None or flow.port.closed:
             flow = self._birth(key, headers, now, flow)
             if flow is None:
                 self.undelivered += 1
