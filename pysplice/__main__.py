@@ -64,6 +64,7 @@ def _main() -> int:
     log = Log(config.quiet, config.debug, trace=config.trace, name=name, system=not config.log_file)
     isolation.close_leaked(config.tap_fd)
     try:
+        isolation.check_file_limit()
         if config.log_file:
             fd = isolation.open_output(config.log_file)
             try:

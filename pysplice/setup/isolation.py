@@ -25,6 +25,7 @@ CAP_SYS_ADMIN = 21
 PR_SET_KEEPCAPS = 8
 PR_SET_DUMPABLE = 4
 FD_MAX = 2**31 - 1
+FILES_NEEDED = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,6 +47,13 @@ def close_but(*keep: int) -> None:
         os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, FD_MAX)
+
+
+def check_file_limit() -> None:
+    """Raises ConfigError where so few descriptors are to be had that nothing works."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < FILES_NEEDED:
+        raise ConfigError(f"{hard} descriptors are too few, {FILES_NEEDED} are needed (ulimit -n)")
 
 
 def raise_file_limit() -> int:

@@ -541,3 +541,15 @@ def test_a_request_is_answered_while_others_flood(world, tmp_path):
         done.set()
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.parametrize("limit", (10, 20, 39, 40, 64))
+def test_few_descriptors(world, limit):
+    """One line that says how many are needed, or it works."""
+    words = ("prlimit", f"--nofile={limit}:{limit}", *PYSPLICE, "--config-net", *NONE, "--", "true")
+    result = world.host.run(*words, check=False)
+    if limit < 40:
+        assert result.returncode == 1
+        assert result.stderr == f"pysplice: {limit} descriptors are too few, 40 are needed (ulimit -n)\n"
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
