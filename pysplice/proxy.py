@@ -10,6 +10,7 @@ kind asks for services/, who listens for forward.py.
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import time
@@ -189,13 +190,16 @@ class Proxy:
             if not held.rule.path
         )
         paths = (f"-t {rule}" for rule in self.forward.rules if rule.path)
-        flows = [f"tcp {words.flow_name(flow.key)}" for flow in self.flows.all()]
-        flows += [f"tcp {splice.name}, short cut" for splice in self.splices.all()]
-        flows += [f"udp {flow.name()}" for flow in self.datagrams.udp.flows]
+        of_udp = self.datagrams.udp.flows
+        flows = itertools.chain(
+            (f"tcp {words.flow_name(flow.key)}" for flow in self.flows.all()),
+            (f"tcp {splice.name}, short cut" for splice in self.splices.all()),
+            (f"udp {flow.name()}" for flow in of_udp),
+        )
         return {
             "rules": [f"{options[rule.side, rule.protocol]} {rule}" for rule in self.forward.rules],
-            "listening": words.shown([*listening, *paths]),
-            "connections": words.shown(flows),
+            "listening": words.shown(itertools.chain(listening, paths), len(self.forward)),
+            "connections": words.shown(flows, len(self.flows) + len(self.splices) + len(of_udp)),
             "counts": self.counts(),
         }
 

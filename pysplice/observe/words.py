@@ -3,6 +3,7 @@
 Owns nothing; imports no other room.
 """
 
+import itertools
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -57,7 +58,7 @@ def end(connection: Any) -> str:
     )
 
 
-def shown(lines: list[str]) -> list[str]:
-    """No more lines than somebody reads."""
-    more = len(lines) - SHOWN_MAX
-    return lines if more <= 0 else [*lines[:SHOWN_MAX], f"... and {more} more"]
+def shown(lines: Iterable[str], count: int) -> list[str]:
+    """No more lines than a person reads, of so many; the others are not even made."""
+    made = list(itertools.islice(lines, SHOWN_MAX))
+    return [*made, f"... and {count - SHOWN_MAX} more"] if count > SHOWN_MAX else made
