@@ -242,7 +242,7 @@ def _keeper(
 
     if not config.control and not any(rule.path for rule in rules):
         return None
-    # A socket at any path is for the user that has started us to have, and for nobody else
+    # Only the user that has started pysplice may have a socket at any path
     paths = frozenset(rule.path for rule in rules if rule.path)
     allowed = paths if user is not None and user[0] != owner else None
     control = None

@@ -3,8 +3,8 @@
 Owns nothing; imports no other room.  All such arithmetic is here.
 
 What one peer holds must not starve the others, so each kind of flow has a share of the descriptors: clients from
-outside cannot keep the guest from connecting, nor the guest's scans those who want to reach it.  Where a share is used
-up the oldest flow that nobody has answered gives way, or the newest is refused.
+outside cannot keep the guest from connecting, and the guest's scans cannot keep clients out.  Where a share is used up,
+the oldest flow without an answer gives way, or the newest is refused.
 """
 
 from typing import NamedTuple

@@ -5,7 +5,7 @@ Owns these sockets and what is kept for them.  Imports no other room; time is gi
 To close such a socket is not enough.  A kernel resets a connection that is closed with unread input or gets more
 input later (tcp_close(), tcp_rcv_state_process()), and then drops what is queued; and it gives up a closed socket
 whose peer does not open its window for some minutes (tcp_probe_timer()).  So the descriptor stays until nothing
-is queued: input is thrown away, and nobody waits for it.  No event tells when a queue is empty, so it is looked at
+is queued: input is thrown away.  No event tells when a queue is empty, so it is looked at
 in growing intervals.
 """
 

@@ -27,6 +27,7 @@ from .datagram.echo import Echo
 from .datagram.plane import NEVER, Limits, Plane
 from .datagram.spliced import Spliced
 from .datagram.udp import Udp
+from .ending import Ending
 from .flows import Flow, Flows
 from .forward import LINK_LOCAL, SCAN_EVERY, Forward, Policy
 from .host import HostSockets
@@ -42,19 +43,16 @@ from .splice import Splices
 from .tap import TapDevice
 from .tcp import small_queue
 from .tcp.doors import SYN, Run
-from .tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
+from .tcp.events import CLOSED, TAP_FIN_RCVD
 from .translate import KEY4_LEN, Translation
 from .unix import Keeper
 
 IPV4_HEADER = 20
 TCP_HEADER = 20
 
-# How long what the guest has said may go on going out when its command, or its namespace, has ended: so many
-# seconds without progress, and so many in all
+# Seconds without progress, after which what an ended command, or namespace, has said is waited for no longer
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
-LINGER_MOST = 300.0
-LINGER_LOOK = 0.5
 
 POLL_EVERY = 1.0  # seconds, where the end of a namespace is reported by nothing
 
@@ -107,8 +105,6 @@ class Proxy:
         self._timer_at = float("inf")
         self._status = 0
         self._command = False
-        self._ending = False
-        self._waited_for: object = None  # what the guest had said and was not passed on, at the last look
 
         vnet = tap is not None and tap.vnet
         segment = small_queue.LARGE if vnet else link.mtu - IPV4_HEADER - TCP_HEADER
@@ -139,6 +135,9 @@ class Proxy:
         self._expiring = False
 
         self.splices = Splices(self._splice_again)
+        self._ending = Ending(
+            self.flows, self.hosts, self.splices, self._loop.call_later, lambda: self.stop(self._status)
+        )
         self.inbound = Inbound(
             self.births,
             self.flows,
@@ -306,7 +305,7 @@ class Proxy:
         )
 
     def _unpassed(self) -> int:
-        """Datagrams that led nowhere: from the guest, from hosts that nobody had asked, from clients."""
+        """Datagrams that led nowhere: from the guest, from hosts that were not asked, from clients."""
         of = self.datagrams
         return of.dropped + of.udp.undelivered + of.udp.filtered + of.clients.refused + of.spliced.refused
 
@@ -315,42 +314,14 @@ class Proxy:
         self._loop.stop()
 
     def _end(self, status: int) -> None:
-        """The command or the namespace has ended: what it has said still goes out, if that is soon."""
+        """The command or the namespace has ended: what it has said still goes out."""
         self._status = status
-        self._ending = True
-        # Their ports are free for whoever comes next
+        # Their ports are free for the next one that wants them
         self.forward.close_all()
+        self._ending.begin(LINGER_COMMAND if self._command else LINGER_NAMESPACE)
         if self.tap is not None:
             self._on_tap()
-        now = time.monotonic()
-        self._finish(now, now)
-
-    def _unsaid(self) -> object:
-        """What the guest has said and is not in the host's kernel yet, to be compared; empty if all is.
-
-        What the remote host says counts no more, and what the host's kernel has goes out without us.
-        """
-        flows = (flow.connection for flow in self.flows.all())
-        waiting = [
-            (c.seq_from_tap, c.kept)
-            for c in flows
-            if c.facts & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED
-        ]
-        kept = self.hosts.lingering.kept if self.hosts is not None else 0
-        spliced = self.splices.unsaid()
-        return (waiting, kept, spliced) if waiting or kept or spliced else ()
-
-    def _finish(self, began: float, moved: float) -> None:
-        """Stop once all is said, or no progress is made any more; `began` and `moved` say since when."""
-        now = time.monotonic()
-        waited_for = self._unsaid()
-        if waited_for != self._waited_for:
-            self._waited_for, moved = waited_for, now
-        patience = LINGER_COMMAND if self._command else LINGER_NAMESPACE
-        if not waited_for or now - moved >= patience or now - began >= LINGER_MOST:
-            self.stop(self._status)
-        else:
-            self._loop.call_later(LINGER_LOOK, self._finish, began, moved)
+        self._ending.look()
 
     def _bury(self) -> None:
         """The end of all flows: what was passed on completely is the kernel's to deliver."""
@@ -380,7 +351,7 @@ class Proxy:
             # The device is gone, often with its namespace.  A command that runs goes on without it.
             self._loop.remove_reader(self.tap.fileno())
             self.log.warning(f"the tap is gone: {e.strerror}")
-            if not self._command or self._ending:
+            if not self._command or self._ending.begun:
                 self.stop(self._status)
             return
         if self.log.trace_on:
@@ -477,8 +448,8 @@ class Proxy:
                     self._say_end(flow)
         self._set_timer()
         self._resume_later(now)
-        if self._ending and not self._unsaid():
-            self.stop(self._status)
+        if self._ending.begun:
+            self._ending.look()
 
     def _failed(self, flow: Flow | None, error: Exception) -> None:
         """A defect of ours met one flow: it is reset, and the others of its batch go on."""

@@ -1,8 +1,8 @@
 """Flows without a stream: UDP, echo requests, and the fragments of both.
 
 A flow is two addresses and two ports (or an identifier), and a time at which it is forgotten.  UDP sockets are
-connected to nobody: one for each address and port of the guest's, whatever it talks to, and one for each published
-port, whoever calls it.  Each datagram is sent to an address, by an address and with a hop limit of its own
+not connected: there is one for each address and port of the guest's, whatever it talks to, and one for each published
+port, for all its clients.  Each datagram is sent to an address, by an address and with a hop limit of its own
 (IP_PKTINFO, IP_TTL), and each that comes is handed on with the address that it came from; ICMP errors that concern it
 (IP_RECVERR) go back to the guest.
 

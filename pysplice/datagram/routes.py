@@ -2,7 +2,7 @@
 
 Owns nothing.  Imports `_cext`, `translate` and errors.py.
 
-A socket of this room is connected to nobody.  Between bind() and connect() a socket takes datagrams of anybody, and
+A socket of this room is not connected.  Between bind() and connect() a socket takes datagrams from any host, and
 nothing tells them from those of its peer; so each datagram is sent to an address, and each that comes has one.
 """
 
@@ -152,7 +152,7 @@ def tune(sock: socket.socket) -> None:
 def open_port(family: int, address: str, port: int) -> socket.socket:
     """A socket at this port if it is free, else at another; raises OSError.
 
-    It shares the port with nobody: SO_REUSEADDR would let another user's socket in.
+    The port is not shared: SO_REUSEADDR would let another user's socket in.
     """
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:

@@ -4,8 +4,8 @@ Owns a socket for each client, on the side of its server, and the epoll instance
 `inside`, `observe` and the files of this room.
 
 The listener is one end: it receives from all clients and answers them.  The other end is a socket at the client's
-port, so that a server tells clients apart.  It is connected to nobody, and takes what comes from the server's
-address and port alone: whatever else arrives there comes from somebody else.
+port, so that a server tells clients apart.  It is not connected, and takes what comes from the server's
+address and port alone: other datagrams that arrive there come from other programs.
 """
 
 import os

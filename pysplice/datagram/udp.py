@@ -41,7 +41,7 @@ NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, err
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SOCKETS_PER_EVENT = 64
 
-# Routers of the addresses that were asked last, looked up when somebody else sends, once in so many seconds
+# Routers of the addresses that were asked last, looked up when another host sends, once in so many seconds
 HOPS_ASKED, HOPS_VALID = 16, 1.0
 
 
@@ -72,7 +72,7 @@ class Endpoint(Port):
     """An address and port of the guest's, as a socket on the host.
 
     `asked`: by packed address; `peers`: flows by the peer's struct sockaddr.  `interface`: answers must come by it, 0:
-    any.  `open_until`: till then anybody may answer.
+    any.  `open_until`: till then any host may answer.
     """
 
     __slots__ = ("asked", "hops", "hops_until", "interface", "mac", "name", "number", "open_until", "peers")
@@ -158,7 +158,7 @@ class Udp:
         self.mtu = mtu
         self.log = log
         self.packets = _cext.Packets()
-        self.filtered = 0  # datagrams that nobody had asked for
+        self.filtered = 0  # datagrams from hosts that were not asked
         self.undelivered = 0  # datagrams of the guest's that could not be sent
         self.published: Callable[[int, bytes], Port | None] = lambda port, address: None
         self._filtering = filtering

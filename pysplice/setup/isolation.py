@@ -151,7 +151,7 @@ def become(user: tuple[int, int] | None) -> None:
         os.setresuid(user[0], user[0], user[0])
     except OSError as e:
         raise ConfigError(f"cannot become user {user[0]}, group {user[1]}: {e.strerror}") from None
-    # The effective ones are gone, and whoever can look into us is another user now
+    # The effective ones are gone, and processes of the new user could look into this one
     _set_capabilities(permitted)
     hide()
 
@@ -186,9 +186,9 @@ LINKS_MAX = 8
 def _open(path: str, flags: int, mode: int) -> int:
     """Open a file for writing, empty; raises ConfigError.
 
-    A link to it is followed if it is ours or root's: in a directory that others write to, somebody else's may lead
-    to a file that is not theirs to write (as fs.protected_symlinks has it, where that is on).  It never blocks: not
-    now for the reader of a FIFO, and not later.
+    A link to it is followed if it is ours or root's: in a directory that others write to, another user's may lead
+    to a file that is not that user's to write (as fs.protected_symlinks has it, where that is on).  It never blocks:
+    not now for the reader of a FIFO, and not later.
     """
     flags |= os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
     at = path

@@ -256,7 +256,7 @@ def test_many_streams_are_small_ones(isolated):
     lent = [(hosts.borrow(size), size) for size in (hosts.share() for _ in range(2000))]
     sizes = [size for _, size in lent]
     assert sizes == sorted(sizes, reverse=True) and set(sizes) == set(STREAM_SIZES)
-    assert sum(sizes) < 5 * STREAMS_BYTES  # whoever comes later has less
+    assert sum(sizes) < 5 * STREAMS_BYTES  # the later ones are smaller
     for stream, size in lent:
         hosts.give_back(stream, size)
     assert hosts.share() == STREAM_SIZES[0]
