@@ -71,18 +71,17 @@ class Asked:
 class Endpoint(Port):
     """An address and port of the guest's, as a socket on the host.
 
-    `asked`: by packed address; `peers`: flows by the peer's struct sockaddr.  `interface`: answers must come by it, 0:
-    any.  `open_until`: till then any host may answer.
+    `asked`: by packed address; `peers`: flows by the peer's struct sockaddr.  `open_until`: till then any host may
+    answer.
     """
 
-    __slots__ = ("asked", "hops", "hops_until", "interface", "mac", "name", "number", "open_until", "peers")
+    __slots__ = ("asked", "hops", "hops_until", "mac", "name", "number", "open_until", "peers")
 
-    def __init__(self, sock: socket.socket, name: bytes, mac: bytes, interface: int) -> None:
+    def __init__(self, sock: socket.socket, name: bytes, mac: bytes) -> None:
         super().__init__(sock)
         self.name = name
         self.number: int = sock.getsockname()[1]
         self.mac = mac
-        self.interface = interface
         self.open_until = 0.0
         self.hops: set[bytes] = set()  # routers, packed, known until then
         self.hops_until = 0.0
@@ -278,7 +277,7 @@ class Udp:
                 interface = translation.scope
             port: Port | None = self.published(int.from_bytes(key[-4:-2], "big"), guest)
             if port is None:
-                port = self._endpoint(guest + key[-4:-2], called, host, headers[6:12], interface, group)
+                port = self._endpoint(guest + key[-4:-2], called, host, headers[6:12])
         except OSError as e:
             self.log.flow("udp", f"{target.address[0]}: {e.strerror}", now)
             if e.errno in NO_ROUTE:
@@ -295,19 +294,15 @@ class Udp:
             self.log.debug(f"udp {flow.name()}")
         return flow
 
-    def _endpoint(
-        self, name: bytes, called: bytes, host: bytes, mac: bytes, interface: int, group: bool
-    ) -> Endpoint:
+    def _endpoint(self, name: bytes, called: bytes, host: bytes, mac: bytes) -> Endpoint:
         """The socket of an address and port of the guest's; raises OSError.
 
         One that answers could come to from two addresses that the guest tells apart is two sockets.
         """
-        # What is sent to many leaves by an interface, and is answered by any
-        interface = 0 if group else interface
         endpoint = self._endpoints.get(name)
         if endpoint is not None:
             asked = endpoint.asked.get(host)
-            if (asked is not None and asked.guest != called) or endpoint.interface != interface:
+            if asked is not None and asked.guest != called:
                 name += called
                 endpoint = self._endpoints.get(name)
         if endpoint is not None:
@@ -323,7 +318,7 @@ class Udp:
             if e.errno not in NO_DESCRIPTOR or not self._evict():
                 raise
             sock = routes.open_port(family, routes.ANY[family], number)
-        endpoint = Endpoint(sock, name, mac, interface)
+        endpoint = Endpoint(sock, name, mac)
         self._endpoints[name] = endpoint
         self._by_fd[endpoint.fd] = endpoint
         self.epoll.register(endpoint.fd, select.EPOLLIN)
@@ -422,15 +417,13 @@ class Udp:
         if isinstance(groups, int):
             return
         for address, _, interface, first, count in groups:
-            if endpoint.interface and interface != endpoint.interface:
-                self.filtered += count
-                continue
             flow = endpoint.peers.get(address)
-            if flow is not None:
+            if flow is not None and flow.interface in (0, interface):
                 self.flows.answer(flow, now)
                 self.packets.emit(tap, flow.template, first, count, self.mtu, uso)
                 continue
-            start = self._from_another(endpoint, routes.peer_of(address), now)
+            peer = routes.peer_of(address) if flow is None else None
+            start = self._from_another(endpoint, peer, interface, now)
             if start:
                 self.packets.emit(tap, start, first, count, self.mtu, uso)
             else:
@@ -438,7 +431,7 @@ class Udp:
                 if self.log.debug_on:
                     self.log.flow("dropped", f"udp from {routes.in_words(address)}: it was not asked", now)
 
-    def _from_another(self, endpoint: Endpoint, peer: Peer | None, now: float) -> bytes:
+    def _from_another(self, endpoint: Endpoint, peer: Peer | None, interface: int, now: float) -> bytes:
         """The start of frames from a peer that was not asked at this port, if it may answer; else nothing."""
         assert self.tap is not None
         if peer is None:
@@ -448,6 +441,8 @@ class Udp:
             return b""
         if asked is not None:
             if asked.flow is not None:
+                if asked.flow.interface not in (0, interface):
+                    return b""
                 self.flows.answer(asked.flow, now)
             seen = asked.guest
         elif (

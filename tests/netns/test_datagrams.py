@@ -804,3 +804,22 @@ def test_one_version_only_whatever_the_frame_says(world):
         with pytest.raises(TimeoutError):
             server.recv(10)
     tap.close()
+
+
+def test_one_socket_for_the_loopback_and_an_interface(world):
+    """Where datagrams leave from is chosen for each, so a guest's port is one socket even so."""
+    process = world.pysplice("--config-net", *NONE, "--outbound-if4", "veth0", "-o", world.HOST4)
+    descriptors = lambda: len(os.listdir(f"/proc/{process.pid}/fd"))  # noqa: E731
+    before = descriptors()
+    with (
+        bound(world.guest, "0.0.0.0", 4500) as guest,
+        bound(world.remote, world.REMOTE4) as remote,
+        bound(world.host, "127.0.0.1") as local,
+    ):
+        for address, server in ((world.REMOTE4, remote), (world.GATEWAY4, local)):
+            guest.sendto(b"x", (address, server.getsockname()[1]))
+            _, peer = server.recvfrom(10)
+            assert peer == (world.HOST4 if server is remote else "127.0.0.1", 4500)
+            server.sendto(b"y", peer)
+            assert guest.recvfrom(10)[1] == (address, server.getsockname()[1])
+        assert descriptors() == before + 1
