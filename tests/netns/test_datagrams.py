@@ -18,7 +18,7 @@ from scapy.packet import raw
 
 from pysplice.datagram import udp
 
-from ..support.namespaces import stop
+from ..support.namespaces import PYSPLICE, stop
 from .test_forward import NONE, host_of, loopback, until
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
@@ -823,3 +823,21 @@ def test_one_socket_for_the_loopback_and_an_interface(world):
             server.sendto(b"y", peer)
             assert guest.recvfrom(10)[1] == (address, server.getsockname()[1])
         assert descriptors() == before + 1
+
+
+def test_a_port_that_the_guest_uses_is_published(world, tmp_path):
+    """The socket that the guest's datagrams left by makes way; they leave by the listener then, from the same port."""
+    control = str(tmp_path / "ctl")
+    world.pysplice("--config-net", *NONE, "-c", control)
+    with bound(world.guest, "0.0.0.0", 4500) as guest, bound(world.remote, world.REMOTE4) as remote:
+        for published in (False, True, False):
+            guest.sendto(b"x", remote.getsockname())
+            _, peer = remote.recvfrom(10)
+            assert peer == (world.HOST4, 4500)
+            remote.sendto(b"y", peer)
+            assert guest.recvfrom(10)[1] == remote.getsockname()
+            if published:
+                with bound(world.remote, world.GATEWAY4) as stranger:
+                    stranger.sendto(b"z", (world.HOST4, 4500))
+                    assert guest.recvfrom(10)[1] == stranger.getsockname()
+            world.host.run(*PYSPLICE, "ctl", control, "del" if published else "add", "-u", "4500")
