@@ -1,6 +1,7 @@
 """Every test runs in namespaces of the test process's own."""
 
 import os
+import resource
 
 import pytest
 
@@ -17,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     assert expected in (None, os.path.dirname(pysplice.__file__)), "another pysplice is installed"
     # nginx and sshd are where an ordinary user does not look
     os.environ["PATH"] += ":/usr/sbin:/sbin"
+    # Some tests are many clients
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # A system call that is not on the list of a process of ours ends it
     os.environ["PYSPLICE_SECCOMP"] = "kill"
     _reason = namespaces.isolate()
