@@ -106,8 +106,8 @@ From the host to the guest
 once: everything else stays in the kernel, whose own window then stops the remote host.  ``discard`` drops
 them when the guest has acknowledged them (``seq_ack_from_tap``); until then they are held for
 retransmission, ``stream_len`` of them.  ``seq_to_tap`` is the next byte to send, ``wnd_from_tap`` the window in
-bytes; it is taken only from a segment that was sent after the one that it was taken from last (``wnd_seq``,
-``wnd_ack``).  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
+bytes; it is taken only from a segment that acknowledges more, or was sent after the one that it was taken from
+last (``wnd_seq``).  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
 
 The link to the guest loses nothing as a rule, so there is no congestion control, and recovery is plain:
 ``DUP_ACKS`` duplicates or a timeout send the first frame once more, and partial acknowledgements the next,

@@ -93,7 +93,6 @@ class Transfer:
         "tap",
         "trace",
         "unanswered",
-        "wnd_ack",
         "wnd_edge_to_tap",
         "wnd_from_tap",
         "wnd_max_from_tap",
@@ -144,7 +143,6 @@ class Transfer:
         self.wnd_from_tap = 0  # SND.WND
         self.wnd_max_from_tap = 0  # MAX.SND.WND (RFC 5961, section 5.2)
         self.wnd_seq = 0  # SND.WL1: the segment that the window was taken from
-        self.wnd_ack = isn  # SND.WL2: what that segment acknowledged
         self.mss_to_tap = mss
         self.wscale_ok = True
         self.ws_from_tap = 0
@@ -424,10 +422,10 @@ class Transfer:
         wnd = run.window << self.ws_from_tap
         bare = not run.length and not run.flags & FIN
         same = wnd == self.wnd_from_tap
-        # RFC 9293, 3.10.7.4: a window counts if its segment was sent after the one that the last came from
-        newer = seq.diff(run.last_seq, self.wnd_seq)
-        if newer > 0 or (newer == 0 and seq.diff(run.ack, self.wnd_ack) >= 0):
-            self.wnd_seq, self.wnd_ack = run.last_seq, run.ack
+        # RFC 9293, 3.10.7.4: a window counts if its segment was sent after the one that the last came from.  One that
+        # acknowledges more counts in any case, as in tcp_may_update_window(): the window is counted from there.
+        if advance > 0 or seq.diff(run.last_seq, self.wnd_seq) >= 0:
+            self.wnd_seq = run.last_seq
             self.wnd_from_tap = wnd
             if wnd > self.wnd_max_from_tap:
                 self.wnd_max_from_tap = wnd

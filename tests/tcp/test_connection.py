@@ -754,3 +754,13 @@ def test_a_reset_in_the_window_during_the_handshake_is_challenged():
     assert (challenge.flags, challenge.ack) == (ACK, scene.next)
     assert scene.guest(flags=RST, at=10_000_000) == []
     assert not scene.facts & CLOSED
+
+
+def test_a_window_is_counted_from_the_acknowledgement_that_came_with_it():
+    """A segment that is sent again acknowledges more than any before it: its window goes with that."""
+    scene = Scene().established()
+    scene.remote(b"a" * 30_000)
+    scene.guest(b"x" * 100, window=200)
+    scene.acked = seq.add(scene.acked, 14_600)
+    scene.guest(b"x" * 100, at=-50, window=10)  # half of it once more
+    assert scene.connection.wnd_from_tap == 10 << 7
