@@ -31,6 +31,7 @@ EPHEMERAL_DEFAULT = (32768, 60999)
 NETLINK_SOCK_DIAG = 4
 IFINDEX_LO = 1  # LOOPBACK_IFINDEX of the kernel
 OPEN_PER_TURN = 64  # ports, while we serve
+FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else has a turn
 SCAN_EVERY = 1.0  # seconds, as pasta
 
 ACCEPTS_PER_EVENT = 64
@@ -205,6 +206,7 @@ class Forward:
         self._open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
         self._published: dict[int, Listener] = {}
         self._wanted: dict[Rule, int] = {}
+        self.unfinished = False  # the last scan has left ports for the next
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
         self._ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
@@ -437,6 +439,7 @@ class Forward:
     def scan(self) -> None:
         """Open and close listeners as their targets have been bound and released."""
         seen: dict[tuple[str, str], int] = {}
+        self.unfinished = False
         for rule in self.rules:
             if not rule.auto:
                 continue
@@ -456,9 +459,18 @@ class Forward:
         have = self._open.get(rule, 0)
         # Those that another rule has are its own
         wanted &= ~(self._ours[rule.side, rule.protocol] & ~have)
+        turn = FOLLOW_PER_TURN
         for port in ones(have & ~wanted):
             self._close((rule, port))
+            turn -= 1
+            if not turn:
+                self.unfinished = True
+                return
         for port in ones(wanted & ~have):
+            turn -= 1
+            if not turn:
+                self.unfinished = True
+                break
             if len(self._listeners) >= self._listeners_max:
                 self._complain((rule, port), errno.EMFILE)
                 break

@@ -54,6 +54,8 @@ TCP_HEADER = 20
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
 
+SCAN_SOON = 0.01  # seconds
+
 POLL_EVERY = 1.0  # seconds, where the end of a namespace is reported by nothing
 
 LAST_BATCHES = 16
@@ -611,7 +613,7 @@ class Proxy:
         self._scanning = False
         self.forward.scan()
         self._share_out()
-        self.scan_later()
+        self.scan_later(SCAN_SOON if self.forward.unfinished else SCAN_EVERY)
 
     def _on_inside(self) -> None:
         assert self.inside is not None
