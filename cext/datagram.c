@@ -119,29 +119,40 @@ static int send_one(int fd, struct iovec *iov, size_t gso_size,
 {
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 1 };
 	size_t count = count_of(iov->iov_len, gso_size), done = 0;
+	size_t most = GSO_MAX * gso_size;
 	union control control;
 	struct iovec part;
 	int error = 0, rc;
 
 	set_route(&msg, route);
-	if (count > 1 && count <= GSO_MAX) {
-		set_gso(&msg, &control, (uint16_t)gso_size);
-		rc = send_message(fd, &msg);
-		/* Over a path with a smaller MTU, or without the offload */
-		if (rc != -EINVAL && rc != -EMSGSIZE && rc != -EIO &&
-		    rc != -EOPNOTSUPP)
-			return rc;
-		set_route(&msg, route);
-	}
 	if (count == 1)
 		return send_message(fd, &msg);
+	/* No kernel makes so many of one frame (UDP_MAX_SEGMENTS) */
+	if (count > 2 * GSO_MAX)
+		return -EINVAL;
 	msg.msg_iov = &part;
 	for (; done < iov->iov_len; done += part.iov_len) {
 		part.iov_base = (uint8_t *)iov->iov_base + done;
-		part.iov_len = iov->iov_len - done < gso_size ?
+		part.iov_len = iov->iov_len - done < most ?
 				       iov->iov_len - done :
-				       gso_size;
+				       most;
+		if (part.iov_len > gso_size)
+			set_gso(&msg, &control, (uint16_t)gso_size);
+		else
+			set_route(&msg, route);
 		rc = send_message(fd, &msg);
+		if (rc == -EMSGSIZE && part.iov_len <= gso_size)
+			return rc; /* So will be the others */
+		if ((rc == -EINVAL || rc == -EMSGSIZE || rc == -EIO ||
+		     rc == -EOPNOTSUPP) && most > gso_size) {
+			/* Over a path with a smaller MTU, or without the
+			 * offload: one by one from here */
+			most = gso_size;
+			part.iov_len = 0;
+			set_route(&msg, route);
+			continue;
+		}
+		set_route(&msg, route);
 		if (rc)
 			error = rc;
 	}
@@ -432,13 +443,18 @@ static PyObject *packets_relay(PyObject *obj, PyObject *args)
 			iov[i].iov_base = slot(self, first + i);
 			iov[i].iov_len = self->len[first + i];
 		}
-		for (int done = 0; done < count;) {
+		for (int done = 0, tries = 0; done < count;) {
 			int n = send_batch(fd, iov + done,
 					   self->gso_size + first + done,
 					   count - done, &route);
 
 			if (n < 0)
 				error = n;
+			/* It may be what an earlier one has met, of another
+			 * peer even; once told, it is over */
+			if (n < 0 && n != -EAGAIN && tries++ < 2)
+				continue;
+			tries = 0;
 			done += n > 0 ? n : 1;
 		}
 	}

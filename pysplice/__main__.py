@@ -418,7 +418,7 @@ def _summary(
     for version, family in ((4, template.ipv4), (6, template.ipv6)):
         if family is not None:
             listed = " ".join(str(address) for address in family.addresses) or "no address"
-            log.info(f"IPv{version}: {listed}, gateway {family.gateway}")
+            log.info(f"IPv{version}: {listed}, gateway {family.gateway or 'none'}")
     if known.servers:
         log.info(f"name servers: {' '.join(str(server) for server in known.servers)}")
     for rule in rules:

@@ -80,7 +80,13 @@ class Inbound:
         if not self._room_for_splice():
             reset(sock)
         elif listener.rule.side == GUEST:
-            server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError:
+                # There is no descriptor for it
+                self._flows.refused += 1
+                reset(sock)
+                return
             self._splices.start(sock, server, target, name, from_guest=True)
         elif self.inside is None:
             reset(sock)

@@ -126,7 +126,7 @@ class Proxy:
             udp=link.udp,
             echo=link.icmp,
             mtu=link.mtu,
-            limits=Limits(most.udp_outbound, most.udp_inbound, most.udp_spliced, most.endpoints, most.echo),
+            limits=Limits.of(most),
             log=log,
             filtering=link.udp_filter,
             broadcasts=link.broadcasts,
@@ -207,11 +207,13 @@ class Proxy:
     def add(self, rule: Rule) -> None:
         """Forward more; raises ConfigError."""
         self.forward.add(rule, running=True)
+        self._share_out()
         self.scan_later(0)
 
     def remove(self, rule: Rule) -> None:
         """Forward less; connections stay.  Raises ConfigError."""
         self.forward.remove(rule)
+        self._share_out()
 
     def say_counts(self, seconds: int) -> None:
         """Say what was counted every so often, if it has changed."""
@@ -599,6 +601,9 @@ class Proxy:
         most = budget.share_out(self._descriptors, len(self.forward))
         self.flows.outbound_max, self.flows.inbound_max = most.outbound, most.inbound
         self.inbound.spliced_max = most.spliced
+        self.datagrams.limit(Limits.of(most))
+        if self.hosts is not None:
+            self.hosts.lingering.most = most.lingering
 
     def scan_later(self, after: float = SCAN_EVERY) -> None:
         """Follow the ports of the other side, as long as a rule asks for it."""

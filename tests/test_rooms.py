@@ -55,7 +55,17 @@ ALLOWED = {
     "births": {"flows", "host", "linger", "observe", "tap", "tcp", "translate"},
     "forward": {"_cext", "config", "inside", "ports", "translate", "unix"},
     "splice": {"linger"},
-    "datagram": {"_cext", "forward", "inside", "observe", "ports", "services", "tap", "translate"},
+    "datagram": {
+        "_cext",
+        "budget",
+        "forward",
+        "inside",
+        "observe",
+        "ports",
+        "services",
+        "tap",
+        "translate",
+    },
     "ending": {"flows", "host", "splice", "tcp"},
     "flows": {"tcp"},
     "inbound": {

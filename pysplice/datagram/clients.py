@@ -36,6 +36,23 @@ class Clients:
         self._flows: dict[socket.socket, dict[tuple[bytes, bytes], TapFlow]] = {}
         self._last: dict[socket.socket, dict[bytes, TapFlow]] = {}
         self.refused = 0  # datagrams that led nowhere
+        udp.adopt, udp.of_listener = self._adopt, self._of_listener
+
+    def _of_listener(self, port: Port, address: bytes) -> TapFlow | None:
+        return self._last.get(port.sock, {}).get(address)
+
+    def _adopt(self, port: Port, flow: TapFlow) -> None:
+        """The guest has begun a flow by a listener's socket: errors find it."""
+        last = self._last.get(port.sock)
+        if last is None:
+            return
+        last[flow.address] = flow
+
+        def forgotten(flow: TapFlow) -> None:
+            if last.get(flow.address) is flow:
+                del last[flow.address]
+
+        flow.forgotten = forgotten
 
     def open(self, listener: Listener) -> Port:
         """A listener is there."""
@@ -70,7 +87,7 @@ class Clients:
         """
         port = self._ports[listener.sock]
         if failed:
-            self._udp.on_errors(port, self._last[listener.sock].get)
+            self._udp.on_errors(port)
         packets = self._udp.packets
         groups = packets.receive(port.fd)
         if isinstance(groups, int):

@@ -8,6 +8,7 @@ import struct
 from typing import NamedTuple
 
 from .. import _cext
+from ..budget import Budget
 from ..forward import Listener, Policy
 from ..inside import Inside
 from ..observe import words
@@ -38,6 +39,11 @@ class Limits(NamedTuple):
     spliced: int
     endpoints: int
     echo: int
+
+    @staticmethod
+    def of(most: Budget) -> "Limits":
+        """The part of a budget that is for these."""
+        return Limits(most.udp_outbound, most.udp_inbound, most.udp_spliced, most.endpoints, most.echo)
 
 
 class Plane:
@@ -70,6 +76,13 @@ class Plane:
         self._with_udp = udp
         self._fragments = fragments.Reassembler()
         self._log = log
+
+    def limit(self, limits: Limits) -> None:
+        """There may be so many from now on; those that are more go by and by."""
+        self.udp.flows.most[:] = (limits.outbound, limits.inbound, limits.spliced)
+        self.udp.endpoints_max = limits.endpoints
+        if self.echo is not None:
+            self.echo.flows.most[:] = [limits.echo] * len(self.echo.flows.most)
 
     def on_run(self, run: _cext.Datagrams, now: float) -> None:
         """Datagrams of one flow from the tap."""

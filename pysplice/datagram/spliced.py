@@ -179,7 +179,10 @@ class Spliced:
         flow.forgotten = self._forgotten
         self.epoll.register(far.fd, select.EPOLLIN)
         for data in flow.pending:
-            self._packets.send_bytes(data, far.fd, flow.server, b"")
+            for _ in range(2):
+                # The first may report what an earlier one has met
+                if not self._packets.send_bytes(data, far.fd, flow.server, b""):
+                    break
         flow.pending.clear()
         flow.held = 0
 

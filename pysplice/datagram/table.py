@@ -81,6 +81,10 @@ class Table(Generic[Flow]):
                 return flow
         return None
 
+    def unanswered(self, share: int) -> Iterator[Flow]:
+        """The flows of a share that were never answered; the one that was used least lately first."""
+        return iter(self._orders[share][False].values())
+
     def evict(self, share: int) -> bool:
         """Close the flow of a share that is the least loss; False if there is none."""
         flow = self.oldest(share)

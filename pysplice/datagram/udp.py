@@ -33,6 +33,8 @@ FLOWS_MAX = 8192
 TIMEOUT, TIMEOUT_DIALOGUE = 30.0, 120.0
 CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout"
 
+PRIVILEGED = 1024  # PROT_SOCK
+
 FILTERS = ("endpoint", "address", "port")
 
 # What a send() may report of an earlier datagram: once told, it is over
@@ -40,6 +42,7 @@ TOLD = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, err
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EACCES, errno.EPERM})
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SOCKETS_PER_EVENT = 64
+EVICT_LOOKS = 256  # at flows that were never answered, for an endpoint that has no other
 
 # Routers of the addresses that were asked last, looked up when another host sends, once in so many seconds
 HOPS_ASKED, HOPS_VALID = 16, 1.0
@@ -75,13 +78,14 @@ class Endpoint(Port):
     answer.
     """
 
-    __slots__ = ("asked", "hops", "hops_until", "mac", "name", "number", "open_until", "peers")
+    __slots__ = ("answered", "asked", "hops", "hops_until", "mac", "name", "number", "open_until", "peers")
 
     def __init__(self, sock: socket.socket, name: bytes, mac: bytes) -> None:
         super().__init__(sock)
         self.name = name
         self.number: int = sock.getsockname()[1]
         self.mac = mac
+        self.answered = 0  # flows that were answered
         self.open_until = 0.0
         self.hops: set[bytes] = set()  # routers, packed, known until then
         self.hops_until = 0.0
@@ -160,11 +164,14 @@ class Udp:
         self.filtered = 0  # datagrams from hosts that were not asked
         self.undelivered = 0  # datagrams of the guest's that could not be sent
         self.published: Callable[[int, bytes], Port | None] = lambda port, address: None
+        # Of the sockets of listeners: who else may find a flow there, and who has it
+        self.adopt: Callable[[Port, TapFlow], None] = lambda port, flow: None
+        self.of_listener: Callable[[Port, bytes], TapFlow | None] = lambda port, address: None
         self._filtering = filtering
         self._broadcasts = broadcasts
         self._timeout = timeout
         self._next_hops = routes.NextHops()
-        self._endpoints_max = max(endpoints_max, 1)
+        self.endpoints_max = max(endpoints_max, 1)
         self._endpoints: OrderedDict[bytes, Endpoint] = OrderedDict()
         self._by_fd: dict[int, Endpoint] = {}
 
@@ -289,6 +296,8 @@ class Udp:
         flow.interface = interface
         if isinstance(port, Endpoint):
             self._ask(port, flow, called, group, now)
+        else:
+            self.adopt(port, flow)
         self.flows.add(flow)
         if self.log.debug_on:
             self.log.debug(f"udp {flow.name()}")
@@ -308,10 +317,12 @@ class Udp:
         if endpoint is not None:
             self._endpoints.move_to_end(name)
             return endpoint
-        if len(self._endpoints) >= self._endpoints_max:
+        if len(self._endpoints) >= self.endpoints_max:
             self._evict()
         family = socket.AF_INET if len(called) == 4 else socket.AF_INET6
         number = int.from_bytes(name[len(called) : len(called) + 2], "big")
+        if number < PRIVILEGED:
+            number = 0  # started as root, it could be had; but the host's services have such ports
         try:
             sock = routes.open_port(family, routes.ANY[family], number)
         except OSError as e:
@@ -339,6 +350,7 @@ class Udp:
             if endpoint.peers.get(flow.address) is flow:
                 del endpoint.peers[flow.address]
             asked.flows -= 1
+            endpoint.answered -= flow.answered
             if asked.flow is flow:
                 asked.flow = None
             if not asked.flows and endpoint.asked.get(flow.peer.address) is asked:
@@ -352,11 +364,10 @@ class Udp:
         """The endpoint that is the least loss goes, with its flows; False if there is none."""
         if not self._endpoints:
             return False
-        oldest = self.flows.oldest(OUTBOUND)
-        endpoint = next(iter(self._endpoints.values()))
-        if oldest is not None and isinstance(oldest.port, Endpoint):
-            endpoint = oldest.port
-        self._forget(endpoint)
+        looked_at = itertools.islice(self.flows.unanswered(OUTBOUND), EVICT_LOOKS)
+        ports = (flow.port for flow in looked_at)
+        silent = (port for port in ports if isinstance(port, Endpoint) and not port.answered)
+        self._forget(next(silent, next(iter(self._endpoints.values()))))
         return True
 
     def _forget(self, endpoint: Endpoint) -> None:
@@ -419,7 +430,7 @@ class Udp:
         for address, _, interface, first, count in groups:
             flow = endpoint.peers.get(address)
             if flow is not None and flow.interface in (0, interface):
-                self.flows.answer(flow, now)
+                self._answer(endpoint, flow, now)
                 self.packets.emit(tap, flow.template, first, count, self.mtu, uso)
                 continue
             peer = routes.peer_of(address) if flow is None else None
@@ -430,6 +441,13 @@ class Udp:
                 self.filtered += count
                 if self.log.debug_on:
                     self.log.flow("dropped", f"udp from {routes.in_words(address)}: it was not asked", now)
+
+    def _answer(self, endpoint: Endpoint, flow: TapFlow, now: float) -> None:
+        if not flow.answered:
+            endpoint.answered += 1
+            # An endpoint that is talked to is the last to give way
+            self._endpoints.move_to_end(endpoint.name)
+        self.flows.answer(flow, now)
 
     def _from_another(self, endpoint: Endpoint, peer: Peer | None, interface: int, now: float) -> bytes:
         """The start of frames from a peer that was not asked at this port, if it may answer; else nothing."""
@@ -443,7 +461,7 @@ class Udp:
             if asked.flow is not None:
                 if asked.flow.interface not in (0, interface):
                     return b""
-                self.flows.answer(asked.flow, now)
+                self._answer(endpoint, asked.flow, now)
             seen = asked.guest
         elif (
             self._filtering == "endpoint"
@@ -477,20 +495,20 @@ class Udp:
     def on_errors(
         self,
         port: Port,
-        find: Callable[[bytes], TapFlow | None] | None = None,
         sent: TapFlow | None = None,
     ) -> None:
-        """The guest hears of errors; `find` gives the flow of a struct sockaddr, `sent` is the one that has just sent.
+        """The guest hears of errors; `sent` is the flow that has just sent.
 
         What the kernel says of its own accord has no port (ip_local_error() of an unconnected socket).
         """
-        if find is None:
-            find = port.peers.get if isinstance(port, Endpoint) else lambda address: None
         for error in errors.queued(port.sock):
             if self.tap is None or not error.peer:
                 continue
             peer = routes.peer_of_words(error.peer)
-            flow = find(routes.sockaddr(port.family, peer))
+            address = routes.sockaddr(port.family, peer)
+            flow = (
+                port.peers.get(address) if isinstance(port, Endpoint) else self.of_listener(port, address)
+            )
             if flow is None and sent is not None and not peer.port and peer.address == sent.peer.address:
                 flow = sent
             if flow is None:

@@ -615,3 +615,19 @@ def test_capture(tap, tmp_path, host):
         data = data[16 + length :]
     assert [bytes(Ether(frame)[UDP].payload) for frame in frames] == [b"in", b"out"]
     os.close(fd)
+
+
+@pytest.mark.parametrize("count, sent", ((64, True), (65, True), (128, True), (129, False)))
+def test_many_segments_go_in_few_calls(count, sent):
+    """More than one message can carry go in two; more than any kernel makes of a frame are refused."""
+    pair, host = Pair(True), connected_pair()
+    payload = os.urandom(count * 100)
+    header = struct.pack("=BBHHHH", 1, GSO_UDP_L4, 42, 100, 34, 6)
+    _, (run,), _ = pair.put(datagram(4, payload), header=header)
+    result = pair.send(run.handle, host[0].fileno(), 0)
+    got = received(host[1])
+    if sent:
+        assert result == 1 and got == [payload[at : at + 100] for at in range(0, len(payload), 100)]
+    else:
+        assert (result, got) == (-errno.EINVAL, [])
+    pair.close()

@@ -555,3 +555,63 @@ def test_few_descriptors(world, limit):
         assert result.stderr == f"pysplice: {limit} descriptors are too few, 40 are needed (ulimit -n)\n"
     else:
         assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_client_that_is_gone_takes_nothing_from_the_others(world):
+    """Its ICMP errors meet the listener, which answers the others too."""
+    world.pysplice("--config-net", *NONE, "-u", "5000")
+    with bound(world.guest, "0.0.0.0", 5000) as guest, bound(world.host, "127.0.0.1") as living:
+        peers = []
+        for client in (bound(world.host, "127.0.0.1"), living):
+            client.sendto(b"x", ("127.0.0.1", 5000))
+            peers.append(guest.recvfrom(10)[1])
+            if client is not living:
+                client.close()
+        for n in range(200):
+            for peer in peers:
+                guest.sendto(b"%d" % n, peer)
+            assert living.recv(10) == b"%d" % n
+
+
+@pytest.mark.parametrize("published", (False, True))
+def test_errors_reach_the_guest_from_any_port(world, published):
+    world.pysplice("--config-net", *NONE[:2], "-u", "5000" if published else "none", *NONE[4:])
+    with bound(world.guest, "0.0.0.0", 5000) as guest, bound(world.remote, world.REMOTE4) as gone:
+        address = gone.getsockname()
+        gone.close()
+        guest.connect(address)
+        guest.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            guest.recv(10)
+
+
+def test_a_dialogue_outlives_others_of_the_same_guest(world, tmp_path):
+    """Sockets that nobody answers give way before one that is talked to, whatever else that has asked."""
+    pid = tmp_path / "pid"
+    words = ("prlimit", "--nofile=1024:1024", *PYSPLICE, "-f", "--config-net", *NONE)
+    process = world.host.spawn(
+        *words, "--netns", world.guest.path, "-P", str(pid), stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: pid.exists() and pid.read_text())
+        with (
+            bound(world.guest, "0.0.0.0") as guest,
+            bound(world.remote, world.REMOTE4) as server,
+            bound(world.remote, world.GATEWAY4) as silent,
+        ):
+            silent_address = silent.getsockname()
+            guest.sendto(b"x", silent_address)
+            guest.sendto(b"x", server.getsockname())
+            _, peer = server.recvfrom(10)
+            server.sendto(b"y", peer)
+            assert guest.recv(10) == b"y"
+            others = [bound(world.guest, "0.0.0.0") for _ in range(200)]
+            for other in others:
+                other.sendto(b"x", server.getsockname())
+                server.recv(10)
+            server.sendto(b"still", peer)
+            assert guest.recv(10) == b"still"
+            for other in others:
+                other.close()
+    finally:
+        stop(process)
