@@ -207,6 +207,8 @@ class Proxy:
     def add(self, rule: Rule) -> None:
         """Forward more; raises ConfigError."""
         self.forward.add(rule, running=True)
+        if self.keeper is not None:
+            self._on_keeper()  # a client may have come while a socket was waited for
         self._share_out()
         self.scan_later(0)
 

@@ -149,7 +149,10 @@ def test_our_own_links_are_followed(tmp_path, open_file):
     (tmp_path / "two").symlink_to(tmp_path / "file")
     made = open_file(str(tmp_path / "one"))
     assert stat.S_IMODE(os.stat(tmp_path / "file").st_mode) == 0o600
-    os.close(made if isinstance(made, int) else made.fileno()) if isinstance(made, int) else made.close()
+    if isinstance(made, int):
+        os.close(made)
+    else:
+        made.close()
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(ConfigError, match="Too many levels"):
         open_file(str(tmp_path / "round"))

@@ -283,7 +283,7 @@ def joined(namespace, group, port, device="veth1"):
     ),
 )
 def test_to_a_group_or_to_all(served, group, hops):
-    """It leaves the host with the guest's hop limit, and whoever hears it may answer."""
+    """It leaves the host with the guest's hop limit, and any host that hears it may answer."""
     family = socket.AF_INET6 if ":" in group else socket.AF_INET
     # Until its link-local address is known to be its own, a host sends nothing to a group
     for namespace in (served.host, served.guest):
