@@ -1,9 +1,9 @@
-"""Who may have how much: descriptors, and memory for bytes that the guest has not acknowledged.
+"""The budget: how many descriptors each kind of flow may have, and how much memory streams may.
 
-Owns nothing; imports no other room.  All such arithmetic is here.
+Pure; imports no other room.  All such arithmetic is here.
 
-What one peer holds must not starve the others, so each kind of flow has a share of the descriptors: clients from
-outside cannot keep the guest from connecting, and the guest's scans cannot keep clients out.  Where a share is used up,
+What one peer holds must not starve the others, so each kind of flow has a share of the descriptors: clients on the
+host's network cannot keep the guest from connecting, and the guest cannot keep clients out.  Where a share is used up,
 the oldest flow without an answer gives way, or the newest is refused.
 """
 
@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 RESERVED = 64  # the tap, the loop, the standard streams, files
 
-# Connections that are not established yet: enough for a burst, few enough that others have place
+# Connections that are not established yet: enough for a burst, and few enough to leave room for others
 HALF_OPEN_MAX = 1024
 
-# Sixteenths of the descriptors that are not listeners'.  A spliced connection has two sockets, and a pipe (two
-# descriptors) for each direction while bytes wait in it, which is seldom both.
+# Sixteenths of the descriptors that listeners leave.  A spliced connection has two sockets, and for each direction a
+# pipe (two descriptors) while bytes wait in it; seldom do both.
 OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 5, 3, 5, 1, 1
 HALF = 1  # of a sixteenth: spliced UDP, and echo
 DESCRIPTORS_PER_SPLICE = 4
 
-# Flows of UDP have no descriptor of their own: how many is a matter of memory, about 1 KiB each
+# Flows of UDP have no descriptor of their own; each takes about 1 KiB of memory
 UDP_FLOWS_MAX = 8192
 
-# A stream holds what was taken from a host socket until the guest has acknowledged it.  What is under way on the tap
-# takes well below a millisecond, so a stream of 1 MiB does not bound the rate, and few have one at a time.  The more
-# have one, the smaller are those that come: all of them together stay below about four times this.
+# A stream holds what was taken from a host socket until the guest has acknowledged it.  Bytes are on the tap for well
+# below a millisecond, so a stream of 1 MiB does not bound the rate, and few connections have one at a time.  The more
+# streams are in use, the smaller are the next: all of them together stay below about four times STREAMS_BYTES.
 STREAMS_BYTES = 12 << 20
 STREAM_SIZES = (1 << 20, 256 << 10, 64 << 10, 16 << 10, 4 << 10)
-WARM_BYTES = 4 << 20  # kept in memory for those to come, of each size
+WARM_BYTES = 4 << 20  # of unused streams, of each size, that keep their memory
 
 
 class Budget(NamedTuple):
@@ -48,7 +48,7 @@ class Budget(NamedTuple):
 
 
 def share_out(descriptors: int, listeners: int = 0) -> Budget:
-    """What a limit of descriptors comes to, of which so many are listeners' now."""
+    """The budget for a limit of descriptors, of which listeners have `listeners` now."""
     usable = max(descriptors - RESERVED, 16)
     left = max(usable - listeners, 16)
 
@@ -70,7 +70,7 @@ def share_out(descriptors: int, listeners: int = 0) -> Budget:
 
 
 def stream_size(lent: int) -> int:
-    """How large the next stream is to be, bytes, where so many are in use."""
+    """How large the next stream is to be, bytes, while `lent` streams are in use."""
     fair = STREAMS_BYTES // (lent + 1)
     return next((size for size in STREAM_SIZES if size <= fair), STREAM_SIZES[-1])
 

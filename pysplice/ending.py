@@ -1,72 +1,52 @@
-"""The orderly end: what the guest has said goes out, and nothing else is waited for.
+"""The orderly end: what the guest has sent still goes out, and nothing else is waited for.
 
-Owns nothing.  Imports `flows`, `host`, `splice` and the facts of `tcp`.
+Owns nothing.  Imports `loop`, `splice` and `stream`.
 
-What the remote host says counts no more, and what the host's kernel has goes out without this process.
+Data of remote hosts does not count any more, and what the host's kernel has goes out without this process.
 """
 
-import time
 from collections.abc import Callable
-from typing import Any
 
-from .flows import Flows
-from .host import HostSockets
-from .splice import Splices
-from .tcp.events import ESTABLISHED, SOCK_FIN_SENT
+from .loop import Loop
+from .splice.streams import SplicedStreams
+from .stream.plane import Streams
 
 MOST = 300.0  # seconds in all
 LOOK = 0.5  # seconds between two looks
 
 
 class Ending:
-    """Calls `stop` once all is said, or no progress is made any more; `later` is the loop's timer."""
+    """Calls `stop` once everything is delivered, or nothing moves any more."""
 
     def __init__(
-        self,
-        flows: Flows,
-        hosts: HostSockets | None,
-        splices: Splices,
-        later: Callable[[float, Callable[[], None]], Any],
-        stop: Callable[[], None],
+        self, streams: Streams, splices: SplicedStreams, loop: Loop, stop: Callable[[], None]
     ) -> None:
         self.begun = False
-        self._flows = flows
-        self._hosts = hosts
+        self._streams = streams
         self._splices = splices
-        self._later = later
+        self._loop = loop
         self._stop = stop
+        self._timer = loop.timer(self._on_timer)
         self._patience = 0.0
         self._began = self._moved = 0.0
         self._left: object = None
 
     def begin(self, patience: float) -> None:
-        """The guest says no more; `patience`: seconds without progress."""
+        """The guest sends no more; give up after `patience` seconds in which nothing has moved."""
         self.begun = True
         self._patience = patience
-        self._began = self._moved = time.monotonic()
-        self._later(0, self._tick)
-
-    def _unsaid(self) -> object:
-        """What the guest has said and is not in the host's kernel yet, to be compared; empty if all is."""
-        connections = (flow.connection for flow in self._flows.all())
-        waiting = [
-            (connection.seq_from_tap, connection.kept)
-            for connection in connections
-            if connection.facts & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED
-        ]
-        kept = self._hosts.lingering.kept if self._hosts is not None else 0
-        spliced = self._splices.unsaid()
-        return (waiting, kept, spliced) if waiting or kept or spliced else ()
+        self._began = self._moved = now = self._loop.now()
+        self._timer.by(now)
 
     def look(self) -> None:
-        """Something has happened."""
-        now = time.monotonic()
-        left = self._unsaid()
+        """Stop if it is time to; called after each event."""
+        now = self._loop.now()
+        left = (*self._streams.undelivered(), *self._splices.undelivered())
         if left != self._left:
             self._left, self._moved = left, now
         if not left or now - self._moved >= self._patience or now - self._began >= MOST:
             self._stop()
 
-    def _tick(self) -> None:
+    def _on_timer(self) -> None:
         self.look()
-        self._later(LOOK, self._tick)
+        self._timer.by(self._loop.now() + LOOK)

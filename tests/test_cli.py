@@ -6,26 +6,32 @@ import sys
 
 import pytest
 
-from pysplice import cli
-from pysplice.config import ConfigError
+from pysplice.config import Command, ConfigError, Descriptor, NamespaceFile, Process, check
+from pysplice.config import options as cli
 
 IP4, IP6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 
 
 def test_defaults():
     config = cli.parse([])
-    assert config.command == () and not config.attach
+    assert config.target == Command() and not config.attach
     assert (config.ifname, config.offload, config.config_net) == ("", True, False)
 
 
 def test_forms():
-    assert cli.parse(["123"]).pid == 123
-    assert cli.parse(["--", "ls", "-l"]).command == ("ls", "-l")
-    assert cli.parse(["ls", "--config-net"]).command == ("ls", "--config-net")
-    assert cli.parse(["12", "34"]).command == ("12", "34")
+    assert cli.parse(["123"]).target == Process(123, "/proc/123/ns/user")
+    assert cli.parse(["--netns-only", "123"]).target == Process(123)
+    assert cli.parse(["--userns", "/u", "123"]).target == Process(123, "/u")
+    assert cli.parse(["--", "ls", "-l"]).target == Command(("ls", "-l"))
+    assert cli.parse(["--netns-only", "ls"]).target == Command(("ls",), user_namespace=False)
+    assert cli.parse(["ls", "--config-net"]).target == Command(("ls", "--config-net"))
+    assert cli.parse(["12", "34"]).target == Command(("12", "34"))
+    assert cli.parse(["-F", "5"]).target == Descriptor(5) and cli.parse(["-F", "5"]).tap_fd == 5
     config = cli.parse(["--netns", "/run/x"])
-    assert config.netns == "/run/x" and config.netns_only
-    assert not cli.parse(["--netns", "x", "--userns", "/y"]).netns_only
+    assert config.target == NamespaceFile("/run/x") and config.attach and config.tap_fd == -1
+    assert cli.parse(["--netns", "x", "--userns", "/y"]).target == NamespaceFile("x", "/y")
+    assert (NamespaceFile("x").netns, NamespaceFile("./x").netns) == ("/run/netns/x", "./x")
+    assert Process(7).netns == "/proc/7/ns/net"
 
 
 @pytest.mark.parametrize("words", (["--tap", "x"], ["-I", "x"], ["--ns-ifname=x"], ["-I", "y", "--tap=x"]))
@@ -95,7 +101,15 @@ def test_the_window():
         (["-I", "abcdefghijklmnop"], "invalid interface name"),
         (["-F", "1"], "invalid value"),
         (["-F", "5", "ls"], "--fd goes with"),
-        (["--stats", "1"], "option --stats needs -f before it"),
+        (["-F", "5", "--config-net"], "--config-net does not go with --fd"),
+        (["-F", "5", "--ns-mac-addr", "02:00:00:00:00:01"], "--ns-mac-addr does not go with --fd"),
+        (["-l", "x", "-p", "x"], "options -l and -p name the same file"),
+        (["-p", "8080:80"], "to forward ports write -t 8080:80"),
+        (["-p", "127.0.0.1:8080:80/tcp"], "to forward ports write -t 127.0.0.1/8080:80"),
+        (["-p", "53:53/udp"], "to forward ports write -u 53:53"),
+        (["--confignet"], "unrecognized option '--confignet'; did you mean --config-net?"),
+        (["--dhcpdns"], "did you mean --dhcp-dns?"),
+        (["--frobnicate"], "unrecognized option '--frobnicate'; try --help"),
         (["-a", "127.0.0.1"], "not a guest's address for -a: '127.0.0.1'"),
         (["-a", "::1/128"], "not a guest's address for -a: '::1/128'"),
         (["-g", "127.0.0.1"], "not a gateway's address for -g: '127.0.0.1'"),
@@ -132,9 +146,12 @@ def test_what_is_for_virtual_machines_is_refused_by_name(words):
 
 def test_ports_are_kept_in_their_order_for_later():
     """Their errors come after those of all other options."""
-    config = cli.parse(
-        ["-t", "none", "-u", "53", "--tcp-ports", "nonsense", "-T", "auto", "--udp-ns", "1-2"]
-    )
+    words = ["-t", "none", "-u", "53", "--tcp-ports", "nonsense", "-T", "auto", "--udp-ns", "1-2"]
+    config = cli.parse(words)
+    with pytest.raises(ConfigError, match="nonsense"):
+        check.rules(config)
+    with pytest.raises(ConfigError, match="MTU 5"):
+        cli.parse([*words, "-m", "5"])
     expected = (("-t", "none"), ("-u", "53"), ("-t", "nonsense"), ("-T", "auto"), ("-U", "1-2"))
     assert config.ports == expected
 
@@ -161,7 +178,7 @@ def test_what_is_said_and_where():
     assert config.trace and config.debug
 
 
-def test_the_short_cut():
+def test_splicing():
     assert cli.parse([]).splice
     assert not cli.parse(["--no-splice"]).splice
     config = cli.parse(["--splice-only"])
@@ -212,7 +229,7 @@ def test_called_as_pasta(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("pasta (pysplice) ")
     result = subprocess.run([link, "--no-such"], capture_output=True, text=True, timeout=30, check=False)
-    assert (result.returncode, result.stderr) == (1, "pasta: unrecognized option '--no-such'\n")
+    assert (result.returncode, result.stderr) == (1, "pasta: unrecognized option '--no-such'; try --help\n")
 
 
 def test_ports_that_cannot_be_read():
@@ -228,18 +245,50 @@ def test_ctl_explains_itself():
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    (((), "nothing"), (("show",), "nothing"), (("x", "frob"), "frob"), (("x", "add", "-t"), "add -t")),
+    (
+        ((), "ctl needs the PATH of a control socket"),
+        (("show",), "ctl show needs show, add or del behind the path"),
+        (("x", "frob"), "ctl takes show, add or del, not 'frob'"),
+        (("x", "show", "all"), "show takes nothing more, not 'all'"),
+        (("x", "add"), "add needs an option and ports, as in: add -t 8080:80"),
+        (("x", "add", "8082"), "add needs one of -t, -u, -T and -U before '8082'"),
+        (("x", "add", "-t"), "-t needs ports, as in: add -t 8080:80"),
+        (("x", "del", "-t", "1", "-t"), "-t needs ports, as in: del -t 8080:80"),
+    ),
 )
 def test_ctl_refuses_in_a_line(words, said):
     result = run("ctl", *words)
     assert (result.returncode, result.stdout) == (1, "")
-    assert f"not '{said}'" in result.stderr and result.stderr.count("\n") == 1
+    assert said in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_ctl_without_anybody(tmp_path):
+def test_ctl_without_a_server(tmp_path):
     result = run("ctl", str(tmp_path / "none"), "show")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"pysplice: cannot ask {tmp_path}/none: No such file or directory\n"
+    said = f"cannot ask {tmp_path}/none: No such file or directory; start pysplice with -c and this path"
+    assert result.stderr == f"pysplice: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    (
+        (["--log-size", "50000"], "--log-size has no effect: there is no --log-file"),
+        (["--log-size", "50000", "-l", "x"], ""),
+        (["-4", "-a", "fd00::1"], "-a fd00::1 has no effect: -4"),
+        (["-6", "-g", "10.0.0.1"], "-g 10.0.0.1 has no effect: -6"),
+        (["--splice-only", "--config-net"], "--config-net has no effect: --splice-only has no tap"),
+        (["--stats", "1", "123"], "--stats has no effect: it is not for the background (-f)"),
+        (["--stats", "1", "-f", "123"], ""),
+        (["-f", "--stats", "1", "123"], ""),
+        (["--stats", "1", "--", "ls"], ""),
+        (["--new-session", "123"], "--new-session has no effect: there is no COMMAND"),
+        (["--resolv-conf", "--fd", "5"], "--resolv-conf has no effect: there is no COMMAND"),
+        (["--dns-host", "10.0.0.1"], "--dns-host has no effect: there is no --dns-forward"),
+        (["-e"], "option -e/--stderr has no effect"),
+    ),
+)
+def test_options_without_effect_are_named(words, warned):
+    assert cli.parse(words).warnings == ((warned,) if warned else ())
 
 
 @pytest.mark.parametrize("option", ("--dns-forward", "--map-host-loopback"))
@@ -254,4 +303,4 @@ def test_udp_filter():
     assert cli.parse([]).udp_filter == "address"
     assert cli.parse(["--udp-filter", "port"]).udp_filter == "port"
     with pytest.raises(ConfigError, match="one of endpoint, address, port"):
-        cli.parse(["--udp-filter", "nobody"])
+        cli.parse(["--udp-filter", "none"])

@@ -1,11 +1,14 @@
 """The table of flows: limits, timers, and what addresses mean."""
 
 import socket
+from types import SimpleNamespace
 
-from pysplice.flows import Flows
+from pysplice.loop import NEVER
+from pysplice.stream.flows import Flows
 from pysplice.tcp.events import CLOSED, ESTABLISHED
-from pysplice.tcp.timing import NEVER
 from pysplice.translate import Translation
+
+from .support.loops import FakeLoop
 
 
 class Stub:
@@ -13,6 +16,8 @@ class Stub:
 
     def __init__(self, at: float = NEVER) -> None:
         self.facts = 0
+        self.receive = SimpleNamespace(bytes_read=10)
+        self.send = SimpleNamespace(bytes_acked=1)
         self.at = at
         self.fired: list[float] = []
 
@@ -24,18 +29,23 @@ class Stub:
         self.at = NEVER
 
 
-def test_birth_and_death():
-    flows = Flows(10, 10, 10)
+def flows_of(outbound, inbound, half_open, failed=None):
+    return Flows(FakeLoop(0.0), outbound, inbound, half_open, failed)
+
+
+def test_opened_and_closed():
+    flows = flows_of(10, 10, 10)
     flow = flows.add(b"k", Stub())
     flows.settle(flow)
     assert flows.lookup(b"k") is flow and len(flows) == 1
     flow.connection.facts = CLOSED
     flows.settle(flow)
     assert flows.lookup(b"k") is None and len(flows) == 0 and flows.half_open == 0
+    assert flows.bytes_moved() == (10, 1)
 
 
-def test_an_old_flow_does_not_bury_its_successor():
-    flows = Flows(10, 10, 10)
+def test_an_old_flow_does_not_remove_its_successor():
+    flows = flows_of(10, 10, 10)
     old = flows.add(b"k", Stub())
     old.connection.facts = CLOSED
     new = flows.add(b"k", Stub())
@@ -44,7 +54,7 @@ def test_an_old_flow_does_not_bury_its_successor():
 
 
 def test_limits():
-    flows = Flows(3, 2, 2)
+    flows = flows_of(3, 2, 2)
     first = flows.add(b"1", Stub())
     assert flows.longest_waiting(inbound=False) is None
     second = flows.add(b"2", Stub())
@@ -59,7 +69,7 @@ def test_limits():
 
 def test_each_direction_has_a_share():
     """Idle clients from outside do not keep the guest from connecting, nor the other way round."""
-    flows = Flows(2, 2, 2)
+    flows = flows_of(2, 2, 2)
     clients = [flows.add(b"in%d" % n, Stub(), inbound=True) for n in range(2)]
     assert not flows.has_room(inbound=True) and flows.has_room()
     for n in range(2):
@@ -74,16 +84,16 @@ def test_each_direction_has_a_share():
 
 
 def test_timers_fire_in_order_and_once():
-    flows = Flows(10, 10, 10)
+    flows = flows_of(10, 10, 10)
     late, early = flows.add(b"1", Stub(5.0)), flows.add(b"2", Stub(3.0))
     flows.settle(late)
     flows.settle(early)
-    assert flows.next_deadline() == 3.0
-    flows.expire(4.0, None)
-    assert (early.connection.fired, late.connection.fired) == ([4.0], [])
-    flows.expire(9.0, None)
-    assert late.connection.fired == [9.0]
-    assert flows.next_deadline() == NEVER
+    assert flows._loop.timers.next() == 3.0
+    flows._loop.advance(4.0 - flows._loop.time)
+    assert (early.connection.fired, late.connection.fired) == ([3.0], [])
+    flows._loop.advance(9.0 - flows._loop.time)
+    assert late.connection.fired == [5.0]
+    assert flows._loop.timers.next() == NEVER
 
 
 def test_a_timer_that_raises_harms_no_other():
@@ -91,44 +101,46 @@ def test_a_timer_that_raises_harms_no_other():
         def on_timer(self, now: float) -> None:
             raise RuntimeError
 
-    flows, failed = Flows(10, 10, 10), []
-    broken, sound = flows.add(b"1", Broken(1.0)), flows.add(b"2", Stub(2.0))
-    flows.settle(broken)
-    flows.settle(sound)
-    broken.connection.facts = 0
+    failed = []
 
     def note(flow, error):
         failed.append(flow)
         flow.connection.facts = CLOSED
 
-    flows.expire(5.0, note)
+    flows = flows_of(10, 10, 10, note)
+    broken, sound = flows.add(b"1", Broken(1.0)), flows.add(b"2", Stub(2.0))
+    flows.settle(broken)
+    flows.settle(sound)
+    broken.connection.facts = 0
+
+    flows._loop.advance(5.0 - flows._loop.time)
     assert failed == [broken]
-    assert sound.connection.fired == [5.0]
+    assert sound.connection.fired == [2.0]
     assert flows.lookup(b"1") is None
 
 
 def test_a_deadline_that_moved_is_looked_at_again():
-    flows = Flows(10, 10, 10)
+    flows = flows_of(10, 10, 10)
     flow = flows.add(b"1", Stub(3.0))
     flows.settle(flow)
     flow.connection.at = 7.0
     flows.settle(flow)
-    flows.expire(3.5, None)
+    flows._loop.advance(3.5 - flows._loop.time)
     assert flow.connection.fired == []
-    assert flows.next_deadline() == 7.0
+    assert flows._loop.timers.next() == 7.0
     flow.connection.at = 4.0  # and one that moved forward
     flows.settle(flow)
-    assert flows.next_deadline() == 4.0
+    assert flows._loop.timers.next() == 4.0
 
 
 def test_the_heap_does_not_grow_with_dead_flows():
-    flows = Flows(10, 10, 10)
+    flows = flows_of(10, 10, 10)
     for i in range(10_000):
         flow = flows.add(b"%d" % i, Stub(1000.0 + i))
         flows.settle(flow)
         flow.connection.facts = CLOSED
         flows.settle(flow)
-    assert len(flows._heap) < 200
+    assert len(flows._loop.timers._heap) < 200
 
 
 def key(destination: str, port: int = 80) -> bytes:

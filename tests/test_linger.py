@@ -7,8 +7,10 @@ import time
 import pytest
 
 from pysplice import _cext
-from pysplice.host import EVENTS
-from pysplice.linger import PATIENCE, Lingerers, Lingering, unsent
+from pysplice.stream.host import EVENTS
+from pysplice.stream.linger import PATIENCE, Lingerers, Lingering, unsent
+
+from .support.loops import FakeLoop
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -18,8 +20,8 @@ class Pair:
 
     def __init__(self, most: int = 10) -> None:
         self.epoll = select.epoll()
-        self.lingerers = Lingerers(self.epoll, most, lambda fd: self.epoll.modify(fd, EVENTS))
-        self.now = 100.0
+        self.loop = FakeLoop()
+        self.lingerers = Lingerers(self.epoll, most, lambda fd: self.epoll.modify(fd, EVENTS), self.loop)
 
     def connection(self, queued: int) -> tuple[socket.socket, socket.socket]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -44,8 +46,7 @@ class Pair:
     def turn(self) -> None:
         for fd, ready in self.epoll.poll(0.05):
             self.lingerers.on_ready(fd, ready)
-        self.now += 1
-        self.lingerers.expire(self.now)
+        self.loop.advance(1)
 
     def read(self, peer: socket.socket) -> bytes:
         """All that the peer gets."""

@@ -3,44 +3,32 @@
 import io
 import json
 
+from pysplice.loop import NEVER
 from pysplice.observe.trace import BUFFER_BYTES, FLUSH_AFTER, WindowTrace
 
-
-class Clock:
-    """Time that is set by hand, and what is to be called later."""
-
-    def __init__(self):
-        self.now = 100.0
-        self.calls = []
-
-    def __call__(self):
-        return self.now
-
-    def later(self, seconds, callback):
-        self.calls.append((seconds, callback))
+from .support.loops import FakeLoop
 
 
 def trace(file):
-    clock, warnings = Clock(), []
-    return WindowTrace(file, clock, clock.later, warnings.append), clock, warnings
+    loop, warnings = FakeLoop(), []
+    return WindowTrace(file, loop, warnings.append), loop, warnings
 
 
 def test_a_line_for_each_window():
     file = io.StringIO()
-    traced, clock, _ = trace(file)
+    traced, loop, _ = trace(file)
     say = traced.of_flow("a -> b")
-    clock.now += 0.25
+    loop.advance(0.25)
     say({"read": 10, "window": 100})
+    loop.advance(FLUSH_AFTER * 0.9)
     assert file.getvalue() == ""
-    ((seconds, flush),) = clock.calls
-    assert seconds == FLUSH_AFTER
-    flush()
+    loop.advance(FLUSH_AFTER * 0.2)
     assert json.loads(file.getvalue()) == {
         "time": 0.25, "flow": "a -> b", "read": 10, "window": 100, "edge": 110
     }  # fmt: skip
     # Nothing new: nothing to be called for
-    flush()
-    assert len(clock.calls) == 1 and file.getvalue().count("\n") == 1
+    traced.flush()
+    assert loop.timers.next() == NEVER and file.getvalue().count("\n") == 1
 
 
 def test_numbers_count_on_where_sequence_numbers_wrap():

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pysplice import ports
-from pysplice.config import ConfigError
+from pysplice.config import ConfigError, ports
 
 
 def parse(text, option="-t"):

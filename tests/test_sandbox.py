@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pysplice.config import ConfigError
-from pysplice.setup import isolation, landlock, sandbox, seccomp
+from pysplice.setup import landlock, libc, privileges, sandbox, seccomp
 
 # They come with the C compiler: those of this machine, and the common ones, which are aarch64's
 HEADERS = {
@@ -73,7 +73,7 @@ def interrupted():
         lambda: os.posix_spawn("/bin/true", ["true"], {}),
         os.fork,
         lambda: call("ptrace", PTRACE_ATTACH, os.getppid(), 0, 0),
-        lambda: call("unshare", sandbox.CLONE_NEWUSER),
+        lambda: call("unshare", libc.CLONE_NEWUSER),
         lambda: call("mount", b"none", b"/", b"tmpfs", 0, None),
         lambda: call("setns", 0, 0),
         lambda: call("process_vm_readv", os.getppid(), None, 0, None, 0, 0),
@@ -137,7 +137,7 @@ def test_landlock(isolated_child):
     """By itself: what is open stays so, and nothing else can be opened."""
 
     def attempt():
-        isolation.renounce_new_privileges()
+        privileges.renounce_new_privileges()
         before = os.open("/etc", os.O_PATH)
         landlock.restrict()
         os.stat("/etc", dir_fd=before)
@@ -168,8 +168,8 @@ def test_what_cannot_be_given_up_is_an_error(monkeypatch):
 
             return refuse
 
-    monkeypatch.setattr(isolation, "_libc", Refusing())
-    for attempt in (isolation.hide, isolation.drop_privileges, isolation.renounce_new_privileges):
+    monkeypatch.setattr(libc, "_libc", Refusing())
+    for attempt in (privileges.hide, privileges.drop_privileges, privileges.renounce_new_privileges):
         with pytest.raises(ConfigError, match="Operation not permitted"):
             attempt()
 
@@ -193,7 +193,7 @@ def test_the_lists_are_made_of_the_code():
 def test_numbers_are_the_kernels(machine):
     theirs = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
     theirs["newfstatat"] = theirs.get("newfstatat", theirs.get("fstatat"))
-    for name, number in sandbox.NUMBERS[machine].items():
+    for name, number in seccomp.NUMBERS[machine].items():
         assert theirs[name] == str(number), name
 
 
@@ -220,7 +220,7 @@ DANGEROUS = {
 }
 EPERM, ENOSYS = (seccomp.SECCOMP_RET_ERRNO | number for number in (errno.EPERM, errno.ENOSYS))
 ALLOW, KILL = seccomp.SECCOMP_RET_ALLOW, seccomp.SECCOMP_RET_KILL_PROCESS
-NUMBERS_OF_THIS_MACHINE = sandbox.NUMBERS.get(os.uname().machine, {})
+NUMBERS_OF_THIS_MACHINE = seccomp.NUMBERS.get(os.uname().machine, {})
 
 
 def run(program, number, *arguments, arch):
@@ -249,11 +249,11 @@ def verdict(machine, number, *arguments, role="serve", arch=None, kill=False):
     return run(program, number, *arguments, arch=arch or seccomp.AUDIT_ARCH[machine])
 
 
-@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+@pytest.mark.parametrize("machine", sorted(seccomp.NUMBERS))
 @pytest.mark.parametrize("role", sorted(seccomp.ROLES))
 def test_what_the_filter_says(machine, role):
     """The calls of the role and no others, whatever numbers a newer kernel has."""
-    numbers = sandbox.NUMBERS[machine]
+    numbers = seccomp.NUMBERS[machine]
     allowed = {numbers[name] for name in seccomp.ROLES[role] if name in numbers}
     looked_at = {numbers[name] for name in (*seccomp.CHECKED, "tgkill") if name in numbers}
     assert len(seccomp.ROLES[role]) <= 64
@@ -273,7 +273,7 @@ def test_what_the_filter_says(machine, role):
         assert verdict(machine, seccomp.X32_BIT) == EPERM
 
 
-@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+@pytest.mark.parametrize("machine", sorted(seccomp.NUMBERS))
 @pytest.mark.parametrize(
     ("name", "allowed", "denied"),
     (
@@ -284,15 +284,15 @@ def test_what_the_filter_says(machine, role):
     ),
 )
 def test_what_the_filter_says_of_arguments(machine, name, allowed, denied):
-    number = sandbox.NUMBERS[machine][name]
+    number = seccomp.NUMBERS[machine][name]
     assert {verdict(machine, number, *arguments) for arguments in allowed} == {ALLOW}
     assert {verdict(machine, number, *arguments) for arguments in denied} == {EPERM}
 
 
-@pytest.mark.parametrize("machine", sorted(sandbox.NUMBERS))
+@pytest.mark.parametrize("machine", sorted(seccomp.NUMBERS))
 def test_a_terminal_is_protected(machine):
     program = seccomp.terminal_program(machine)
-    ioctl = sandbox.NUMBERS[machine]["ioctl"]
+    ioctl = seccomp.NUMBERS[machine]["ioctl"]
     ways = [(ioctl, seccomp.AUDIT_ARCH[machine])]
     if machine == "x86_64":
         ways += [(54, 0x40000003), (seccomp.X32_BIT | 514, seccomp.AUDIT_ARCH[machine])]
@@ -303,7 +303,7 @@ def test_a_terminal_is_protected(machine):
 
 
 def test_an_unknown_machine_is_said(monkeypatch):
-    assert sandbox.program("pdp11", 1) == b""
+    assert seccomp.program("pdp11", 1) == b""
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", "pdp11")))
     with pytest.raises(ConfigError, match="not known"):
         seccomp.confine("serve")

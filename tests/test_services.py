@@ -42,7 +42,9 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Ether
 
-from pysplice.services import arp, desk, dhcp, dhcpv6, icmp, ndp
+from pysplice.link import arp, dhcp, dhcpv6, icmp, ndp
+from pysplice.link.responder import Responder
+from pysplice.wire import checksum
 
 GUEST = "02:00:00:00:00:01"
 MAC = bytes.fromhex("9a559a559a55")
@@ -162,7 +164,7 @@ def test_unreachable(error, code4, code6):
     assert (reply.dst, reply[IP].src, reply[IP].dst) == (GUEST, "10.0.2.2", "10.0.2.15")
     assert (reply[ICMP].type, reply[ICMP].code) == (3, code4)
     assert frame[42:70] == syn[14:42]
-    assert icmp.checksum(frame[14:34]) == icmp.checksum(frame[34:]) == b"\0\0"
+    assert checksum(frame[14:34]) == checksum(frame[34:]) == b"\0\0"
 
     syn = bytes(Ether(src=GUEST) / IPv6(src="fd00::15", dst="2001:db8::9") / TCP(flags="S"))
     frame = icmp.unreachable(syn, error, MAC, ROUTER.address)
@@ -414,12 +416,12 @@ def test_advertisements_have_names():
     assert bytes(packet)[14 + 40 + 2 :] and len(bytes(packet)) % 2 == 0
 
 
-def test_the_desk():
-    made = desk.Desk(MAC, OWN4 | OWN6, arp=True, ndp=True, router=ROUTER, dhcp=LEASE, dhcpv6=LEASE6)
+def test_the_responder():
+    made = Responder(MAC, OWN4 | OWN6, arp=True, ndp=True, router=ROUTER, dhcp=LEASE, dhcpv6=LEASE6)
     solicit = dhcp6_frame(DHCP6_Solicit() / CLIENT / ia())
     for frame in (request(), dhcp_request("discover"), solicit, solicitation()):
         assert made.answer(frame) is not None
-    nothing = desk.Desk(MAC, OWN4, arp=False, ndp=False, router=None, dhcp=None, dhcpv6=None)
+    nothing = Responder(MAC, OWN4, arp=False, ndp=False, router=None, dhcp=None, dhcpv6=None)
     for frame in (request(), dhcp_request("discover"), solicit, solicitation(), b"", bytes(14), bytes(60)):
         assert nothing.answer(frame) is None
     renewal = dhcp_request("request", src="10.0.2.15", dst="10.0.2.2")[26:38]

@@ -1,4 +1,4 @@
-"""The short cut without namespaces: two sockets of the host, spliced in this process."""
+"""Spliced connections without namespaces: two sockets of the host, spliced in this process."""
 
 import contextlib
 import select
@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from pysplice.splice import Splices
+from pysplice.splice.streams import SplicedStreams
+
+from .support.loops import FakeLoop
 
 
 class Deaf:
@@ -25,11 +27,13 @@ class Deaf:
 
 @pytest.fixture
 def spliced():
-    """A client, a server, and the short cut between them."""
+    """A client, a server, and the splice between them."""
     with contextlib.ExitStack() as stack:
         outer, inner = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
         client = stack.enter_context(socket.create_connection(outer.getsockname()))
-        splices = Splices(lambda: None)
+        epoll = select.epoll()
+        splices = SplicedStreams(epoll, FakeLoop())
+        splices.epoll = epoll
         stack.callback(splices.close)
         accepted, _ = outer.accept()
         accepted.setblocking(False)
@@ -42,11 +46,11 @@ def spliced():
 
 
 def read_to_end(splices, sock):
-    """What arrives until the end, while the short cut works."""
+    """What arrives until the end, while bytes are moved."""
     sock.settimeout(0.02)
     got, end = b"", time.monotonic() + 10
     while time.monotonic() < end:
-        splices.on_ready()
+        splices.on_ready(splices.epoll.poll(0))
         with contextlib.suppress(TimeoutError):
             part = sock.recv(65536)
             if not part:
@@ -61,7 +65,7 @@ def test_urgent_data_at_the_very_end(spliced, heard, before):
     """splice(2) calls it the end when a FIN has come behind urgent data, whether we heard of that or not."""
     splices, client, server = spliced
     server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    splices.on_ready()
+    splices.on_ready(splices.epoll.poll(0))
     if not heard:
         splices.epoll = Deaf(splices.epoll)
     if before:

@@ -7,7 +7,8 @@ import pytest
 
 from pysplice.config import Config
 from pysplice.setup import names
-from pysplice.translate import Translation, pack, unpack
+from pysplice.translate import Translation
+from pysplice.wire import pack, unpack
 
 
 def key(destination, port=80):

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pysplice import unix
 from pysplice.config import ConfigError
-from pysplice.setup import isolation
+from pysplice.setup import files
+from pysplice.sockets import unix
 
 
 class Kept:
@@ -117,7 +117,7 @@ def test_another_user_gets_the_named_paths_alone(tmp_path):
 # Files that are written
 
 
-OPENS = (isolation.open_output, isolation.open_pid_file, isolation.open_trace)
+OPENS = (files.open_output, files.open_pid_file, files.open_trace)
 
 
 @pytest.mark.parametrize("open_file", OPENS)
@@ -160,6 +160,6 @@ def test_our_own_links_are_followed(tmp_path, open_file):
 
 def test_a_fifo_without_a_reader_blocks_nobody(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    os.close(isolation.open_output(str(tmp_path / "fifo")))
+    os.close(files.open_output(str(tmp_path / "fifo")))
     with pytest.raises(ConfigError):
-        isolation.open_trace(str(tmp_path / "fifo"))
+        files.open_trace(str(tmp_path / "fifo"))

@@ -1,16 +1,17 @@
-"""Flows without a stream: UDP, echo requests, and the fragments of both.
+"""The plane of flows without a stream: UDP, echo requests, and fragments of packets.
 
-A flow is two addresses and two ports (or an identifier), and a time at which it is forgotten.  UDP sockets are
-not connected: there is one for each address and port of the guest's, whatever it talks to, and one for each published
-port, for all its clients.  Each datagram is sent to an address, by an address and with a hop limit of its own
-(IP_PKTINFO, IP_TTL), and each that comes is handed on with the address that it came from; ICMP errors that concern it
-(IP_RECVERR) go back to the guest.
+A flow is two addresses and two ports (or an identifier), and a time at which it is forgotten.  UDP sockets are not
+connected: there is one for each address and port of the guest's, whatever it talks to, and one for each published
+port, for all its clients.  Each datagram is sent to an address, from an address and with a hop limit of its own
+(IP_PKTINFO, IP_TTL); each one that arrives comes with the address of its sender; and ICMP errors about it (IP_RECVERR)
+go back to the guest.
 
-    table.py      flows by key, a share for each direction, unanswered ones give way first
-    routes.py     addresses and sockets as the kernel has them
-    udp.py        what the guest sends, and who may answer
+    plane.py      the plane: batches and ready sockets in
+    table.py      flows by key; a share for each direction; unanswered flows give way first
+    routes.py     socket addresses as the kernel has them, and options of sockets
+    endpoints.py  the guest's addresses and ports as sockets
+    udp.py        what the guest sends, and which hosts may answer
     clients.py    clients of published ports
-    spliced.py    loopback to loopback, without the tap
     echo.py       ICMP and ICMPv6 echo, by ping sockets
     errors.py     what the kernel knows of ICMP errors, as packets for the guest
     fragments.py  packets out of fragments and back; pure

@@ -1,120 +1,52 @@
-"""Clients of published UDP ports: the listener itself receives and sends for all of them.
+"""Clients of published UDP ports: the listener's own socket receives and sends for all of them.
 
-Owns nothing: the listeners are forward.py's, the flows udp.py's.  Imports `forward`, `tap`, `translate` and the files
-of this room.
+Owns nothing: the listeners are `forward`'s, the flows are in the table.  Imports `_cext`, `forward`, `link`,
+`observe`, `translate`, `wire` and the files of this room.
 
-A client is a struct sockaddr and the address that it has called; its flow is an entry of the table.  So there is no
-socket for each client that could take another one's datagrams, and what a flood of strangers costs is bounded: a
-batch of the listener's at a time, and a share of the table in which those that the guest never answered give way.
+A client is a struct sockaddr, and the address that it has called; its flow is an entry of the table.  So there is no
+socket for each client that could take another client's datagrams, and a flood of strangers costs little: one batch of
+the listener's at a time, and a share of the table in which flows that the guest never answered give way.
 """
 
 import os
 import socket
-import struct
+from typing import Any, Protocol
 
-from ..forward import Listener, Policy
-from ..tap import template
-from ..translate import KEY4_LEN
+from .. import _cext, wire
+from ..forward.policy import Listener, Policy
+from ..link.neighbours import Neighbours
+from ..observe.log import Log
+from ..translate import Translation
 from . import errors, routes
+from .endpoints import TapFlow
 from .routes import Peer, Port
-from .spliced import Spliced
-from .table import INBOUND, OUTBOUND
-from .udp import TapFlow, Udp
+from .table import INBOUND, OUTBOUND, Table
+from .udp import Udp
 
 PORT_TRIES = 16
 
 
-class Clients:
-    """All of them, by listener."""
+class Spliced(Protocol):
+    """What is asked of the splice of datagrams."""
 
-    def __init__(self, udp: Udp, spliced: Spliced, policy: Policy) -> None:
-        self._udp = udp
-        self._spliced = spliced
-        self._policy = policy
-        self._ports: dict[socket.socket, Port] = {}
-        # By listener; then by client and the address that the client has called, or by client alone
-        self._flows: dict[socket.socket, dict[tuple[bytes, bytes], TapFlow]] = {}
-        self._last: dict[socket.socket, dict[bytes, TapFlow]] = {}
-        self.refused = 0  # datagrams that led nowhere
-        udp.adopt, udp.of_listener = self._adopt, self._of_listener
+    def on_client(
+        self,
+        listener: Listener,
+        port: Port,
+        peer: Peer,
+        client: bytes,
+        local: bytes,
+        batch: tuple[int, int],
+        now: float,
+    ) -> None: ...
 
-    def _of_listener(self, port: Port, address: bytes) -> TapFlow | None:
-        return self._last.get(port.sock, {}).get(address)
+    def forget(self, sock: socket.socket) -> None: ...
 
-    def _adopt(self, port: Port, flow: TapFlow) -> None:
-        """The guest has begun a flow by a listener's socket: errors find it."""
-        last = self._last.get(port.sock)
-        if last is None:
-            return
-        last[flow.address] = flow
 
-        def forgotten(flow: TapFlow) -> None:
-            if last.get(flow.address) is flow:
-                del last[flow.address]
+class Way(Protocol):
+    """The way to the guest by the tap, or that there is none."""
 
-        flow.forgotten = forgotten
-
-    def open(self, listener: Listener) -> Port:
-        """A listener is there."""
-        sock = listener.sock
-        routes.tune(sock)
-        errors.enable(sock)
-        # A guest may send to a broadcast address from a port that is published
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        self._flows[sock], self._last[sock] = {}, {}
-        self._ports[sock] = port = Port(sock)
-        return port
-
-    def close(self, listener: Listener) -> None:
-        """It goes, and all flows with it: their socket was this one."""
-        sock = listener.sock
-        port = self._ports.pop(sock, None)
-        if port is not None:
-            port.closed = True
-        for flow in list(self._flows.pop(sock, {}).values()):
-            self._udp.flows.remove(flow)
-        self._last.pop(sock, None)
-        self._spliced.forget(sock)
-
-    def port(self, listener: Listener) -> Port:
-        """The listener's socket."""
-        return self._ports[listener.sock]
-
-    def on_ready(self, listener: Listener, failed: bool, helped: bool, now: float) -> None:
-        """One batch of datagrams; `failed`: there are errors too.
-
-        Without `helped` nobody can make sockets in the namespace, and loopback comes by the tap.
-        """
-        port = self._ports[listener.sock]
-        if failed:
-            self._udp.on_errors(port)
-        packets = self._udp.packets
-        groups = packets.receive(port.fd)
-        if isinstance(groups, int):
-            return
-        tap, flows = self._udp.tap, self._flows[listener.sock]
-        for address, local, interface, first, count in groups:
-            flow = flows.get((address, local))
-            if flow is None:
-                peer = routes.peer_of(address)
-                if peer is None:
-                    continue
-                if helped and self._policy.short_cut(listener.rule, peer.address):
-                    self._spliced.on_client(listener, port, peer, address, local, first, count, now)
-                    continue
-                flow = self._birth(listener, port, peer, address, local, interface, now)
-                if flow is None:
-                    self.refused += count
-                    if self._udp.log.debug_on:
-                        self._udp.log.flow(
-                            "dropped", f"udp from {routes.in_words(address)}: no way in", now
-                        )
-                    continue
-            self._udp.flows.touch(flow, now)
-            if tap is not None:
-                packets.emit(tap.raw, flow.template, first, count, self._udp.mtu, tap.uso)
-
-    def _birth(
+    def open(
         self,
         listener: Listener,
         port: Port,
@@ -124,50 +56,222 @@ class Clients:
         interface: int,
         now: float,
     ) -> TapFlow | None:
-        """The flow of a client that has not been seen yet; None if there is no way to the guest."""
-        udp, rule = self._udp, listener.rule
-        if udp.tap is None:
-            return None
-        caller = udp.translation.caller(peer.address, self._policy.guest(rule, peer.address))
+        """The flow of a client that has not been seen yet; None if there is no way to the guest.
+
+        `address`: the client's struct sockaddr; `local`: the packed address that it has called, by the interface with
+        this index.
+        """
+
+    def emit(self, start: bytes, first: int, count: int) -> None:
+        """See Udp.emit()."""
+
+    def on_errors(self, port: Port, now: float) -> None:
+        """See Udp.on_errors()."""
+
+
+class NoWay:
+    """Without a tap clients reach the guest's loopback interface alone."""
+
+    def open(self, *_: object) -> None:
+        return None
+
+    def emit(self, start: bytes, first: int, count: int) -> None:
+        pass
+
+    def on_errors(self, port: Port, now: float) -> None:
+        list(errors.queued(port.sock))
+
+
+class TapWay:
+    """The way by the tap."""
+
+    def __init__(
+        self,
+        udp: Udp,
+        flows: Table[Any],
+        neighbours: Neighbours,
+        translation: Translation,
+        policy: Policy,
+        our_mac: bytes,
+    ) -> None:
+        self._flows = flows
+        self._neighbours = neighbours
+        self._translation = translation
+        self._policy = policy
+        self._our_mac = our_mac
+        self.emit = udp.emit
+        self.on_errors = udp.on_errors
+
+    def open(
+        self,
+        listener: Listener,
+        port: Port,
+        peer: Peer,
+        address: bytes,
+        local: bytes,
+        interface: int,
+        now: float,
+    ) -> TapFlow | None:
+        rule = listener.rule
+        caller = self._translation.caller(peer.address, self._policy.guest(rule, peer.address))
         # A server that is asked from a link-local address answers from its own link-local one
         guest = self._policy.guest(rule, caller) if caller else b""
         if not guest or not peer.port:
             return None
-        key = guest + caller + struct.pack("!HH", listener.target, peer.port)
-        known = udp.flows.get(key)
-        names = (address, local)
-        theirs = (known.share, known.port, known.address) if isinstance(known, TapFlow) else None
-        if known is not None and theirs == (OUTBOUND, port, address):
-            # The guest has asked it before
-            return self._named(known, listener.sock, names)
+        key = wire.make_key(guest, caller, listener.target, peer.port)
+        known = self._flows.get(key)
+        if isinstance(known, TapFlow) and (known.share, known.port, known.address) == (
+            OUTBOUND,
+            port,
+            address,
+        ):
+            return known  # the guest has asked this host before
         for _ in range(PORT_TRIES):
-            if udp.flows.get(key) is None:
+            if self._flows.get(key) is None:
                 break
-            # The guest sees one client where several ports of the host lead to the same of its own
-            key = key[:-2] + struct.pack("!H", 1024 + int.from_bytes(os.urandom(2), "big") % 64512)
+            # The guest sees one host where several ports of ours lead to the same port of its own
+            number = 1024 + int.from_bytes(os.urandom(2), "big") % 64512
+            key = wire.make_key(guest, caller, listener.target, number)
         else:
             return None
-        start = template(udp.tap.guest_mac, udp.tap.mac, key, socket.IPPROTO_UDP)
+        start = wire.frame_start(self._neighbours.mac, self._our_mac, key, wire.PROTO_UDP)
         flow = TapFlow(key, now, INBOUND, port, peer, start)
-        flow.source = local if len(local) == (4 if len(key) == KEY4_LEN else 16) else b""
+        flow.source = local if len(local) == len(guest) else b""
         if peer.scope:
             flow.interface = interface
-        self._named(flow, listener.sock, names)
-        udp.flows.add(flow)
-        if udp.log.debug_on:
-            udp.log.debug(f"udp {flow.name()}: a client on the host")
+        self._flows.add(flow)
         return flow
 
-    def _named(self, flow: TapFlow, sock: socket.socket, names: tuple[bytes, bytes]) -> TapFlow:
-        """The flow is found by these from now on, until it is forgotten."""
-        flows, last = self._flows[sock], self._last[sock]
+
+class Clients:
+    """All clients, by listener.
+
+    `flows` is the table, `packets` the batch, `spliced` takes clients on a loopback interface, `way` the others.
+    """
+
+    def __init__(
+        self,
+        flows: Table[Any],
+        packets: _cext.Packets,
+        spliced: Spliced,
+        way: Way,
+        policy: Policy,
+        log: Log,
+    ) -> None:
+        self._flows = flows
+        self._packets = packets
+        self._spliced = spliced
+        self._way = way
+        self._policy = policy
+        self._log = log
+        self._ports: dict[socket.socket, Port] = {}
+        # Listeners at all addresses, by the port of the guest's that they lead to
+        self._published: dict[int, Listener] = {}
+        # By listener; then by client and the address that it has called, or by client alone
+        self._by_call: dict[socket.socket, dict[tuple[bytes, bytes], TapFlow]] = {}
+        self._by_peer: dict[socket.socket, dict[bytes, TapFlow]] = {}
+        self.refused = 0  # datagrams that led nowhere
+
+    # Listeners
+
+    def opened(self, listener: Listener) -> None:
+        """A listener was opened."""
+        sock, rule = listener.sock, listener.rule
+        routes.tune(sock)
+        errors.enable(sock)
+        # A guest may send to a broadcast address from a port that is published
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self._by_call[sock], self._by_peer[sock] = {}, {}
+        self._ports[sock] = Port(sock)
+        if rule.is_at_all_addresses:
+            self._published.setdefault(listener.target, listener)
+
+    def closed(self, listener: Listener) -> None:
+        """A listener is being closed; its flows end with it."""
+        sock = listener.sock
+        port = self._ports.pop(sock, None)
+        if port is not None:
+            port.closed = True
+        held = self._published.get(listener.target)
+        if held is not None and held.sock is sock:
+            del self._published[listener.target]
+        for flow in list(self._by_call.pop(sock, {}).values()):
+            self._flows.remove(flow)
+        self._by_peer.pop(sock, None)
+        self._spliced.forget(sock)
+
+    # What the guest sends from a published port (see udp.Published)
+
+    def port_of(self, number: int, guest: bytes) -> Port | None:
+        listener = self._published.get(number)
+        if listener is None or guest not in (self._policy.guest4, self._policy.guest6):
+            return None
+        port = self._ports[listener.sock]
+        # On a kernel without IPv6 it is a socket of IPv4
+        return port if len(guest) == 4 or port.family == socket.AF_INET6 else None
+
+    def adopt(self, port: Port, flow: TapFlow) -> None:
+        by_peer = self._by_peer.get(port.sock)
+        if by_peer is None:
+            return
+        by_peer[flow.address] = flow
 
         def forgotten(flow: TapFlow) -> None:
-            if flows.get(names) is flow:
-                del flows[names]
-            if last.get(names[0]) is flow:
-                del last[names[0]]
+            if by_peer.get(flow.address) is flow:
+                del by_peer[flow.address]
 
         flow.forgotten = forgotten
-        flows[names] = last[names[0]] = flow
-        return flow
+
+    def flow_of(self, port: Port, address: bytes) -> TapFlow | None:
+        return self._by_peer.get(port.sock, {}).get(address)
+
+    # Clients
+
+    def on_ready(self, listener: Listener, failed: bool, splices: bool, now: float) -> None:
+        """A listener has datagrams, of which one batch is taken; `failed`: it has errors too.
+
+        `splices`: clients on a loopback interface can be spliced; otherwise they go by the tap.
+        """
+        port = self._ports[listener.sock]
+        if failed:
+            self._way.on_errors(port, now)
+        groups = self._packets.receive(port.fd)
+        if isinstance(groups, int):
+            return
+        flows = self._by_call[listener.sock]
+        for address, local, interface, first, count in groups:
+            flow = flows.get((address, local))
+            if flow is None:
+                peer = routes.peer_of(address)
+                if peer is None:
+                    continue
+                if splices and self._policy.is_spliced(listener.rule, peer.address):
+                    self._spliced.on_client(listener, port, peer, address, local, (first, count), now)
+                    continue
+                flow = self._way.open(listener, port, peer, address, local, interface, now)
+                if flow is None:
+                    self._refuse(address, count, now)
+                    continue
+                self._name(flow, listener.sock, address, local)
+            self._flows.touch(flow, now)
+            self._way.emit(flow.start, first, count)
+
+    def _refuse(self, address: bytes, count: int, now: float) -> None:
+        self.refused += count
+        if self._log.debug_on:
+            self._log.flow("dropped", f"udp from {routes.described(address)}: no way in", now)
+
+    def _name(self, flow: TapFlow, sock: socket.socket, address: bytes, local: bytes) -> None:
+        """Find a flow by its client from now on, until it is forgotten."""
+        by_call, by_peer = self._by_call[sock], self._by_peer[sock]
+
+        def forgotten(flow: TapFlow) -> None:
+            if by_call.get((address, local)) is flow:
+                del by_call[address, local]
+            if by_peer.get(address) is flow:
+                del by_peer[address]
+
+        flow.forgotten = forgotten
+        by_call[address, local] = by_peer[address] = flow
+        if self._log.debug_on:
+            self._log.debug(f"udp {flow.name()}: a client on the host")

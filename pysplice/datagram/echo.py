@@ -1,9 +1,8 @@
 """ICMP and ICMPv6 echo, by ping sockets (IPPROTO_ICMP, SOCK_DGRAM): one flow for each identifier.
 
-Owns its sockets and the epoll instance that watches them.  Imports `services` (packet builders), `translate`, `tap`,
-`observe` and the files of this room.
+Owns its sockets.  Imports `link`, `observe`, `sockets`, `translate`, `wire` and the files of this room.
 
-The kernel writes its own identifier and checksum into a request; the guest's come back with the reply.
+The kernel writes its own identifier and checksum into a request; the reply gets the guest's identifier back.
 """
 
 # system calls (serve): recvfrom sendto
@@ -13,11 +12,14 @@ import errno
 import select
 import socket
 import struct
+from typing import Any
 
+from .. import wire
+from ..link.tap import TapDevice
 from ..observe.log import Log
-from ..services import icmp
-from ..tap import TapDevice
-from ..translate import Translation, pack
+from ..sockets.request import Maker, SocketRequest
+from ..translate import Translation
+from ..wire import PROTO_ICMP, PROTO_ICMPV6, pack
 from . import errors, fragments
 from .table import Expiring, Table
 
@@ -25,7 +27,6 @@ FLOWS_MAX = 1024
 TIMEOUT = 60.0  # seconds, as pasta's ICMP_ECHO_TIMEOUT
 ECHO_REPLY, ECHO_REQUEST = 0, 8
 ECHO_REQUEST6, ECHO_REPLY6 = 128, 129
-PROTO_ICMP, PROTO_ICMPV6 = 1, 58
 MESSAGE_MAX = 65535
 REPLIES_PER_EVENT = 32
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
@@ -33,49 +34,56 @@ NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN})
 
 
 class EchoFlow(Expiring):
-    """`key`: source, destination, identifier, and two bytes of 0 in the place of a port."""
+    """`key`: source, destination, identifier, and two zero bytes in the place of a port.
+
+    `host` is where the requests go on the host (packed), `guest_mac` where the replies go.
+    """
 
     __slots__ = ("guest_mac", "host", "sock", "ttl")
 
     def __init__(self, key: bytes, sock: socket.socket, host: bytes, guest_mac: bytes, now: float) -> None:
         super().__init__(key, now)
         self.sock = sock
-        self.host = host  # where it goes on the host, packed
+        self.host = host
         self.guest_mac = guest_mac
         self.ttl = 0
 
 
 class Echo:
-    """All flows of echo requests."""
+    """All flows of echo requests, at most `flows_max`.  `mtu`: of the tap, bytes; `epoll` watches the sockets."""
 
     def __init__(
         self,
         tap: TapDevice,
         translation: Translation,
+        maker: Maker,
+        epoll: select.epoll,
         mtu: int,
         flows_max: int,
         log: Log,
     ) -> None:
-        self.epoll = select.epoll()
         self.flows: Table[EchoFlow] = Table(min(flows_max, FLOWS_MAX), TIMEOUT, TIMEOUT)
         self._tap = tap
         self._translation = translation
+        self._maker = maker
+        self._epoll = epoll
         self._mtu = mtu
         self._log = log
         self._ident = 0
-        self._owners: dict[int, EchoFlow] = {}
+        self._by_fd: dict[int, EchoFlow] = {}
 
-    def fileno(self) -> int:
-        return self.epoll.fileno()
+    def limit(self, flows_max: int) -> None:
+        """Allow so many flows from now on."""
+        self.flows.most[:] = [flows_max] * len(self.flows.most)
 
     def close(self) -> None:
+        """End all flows."""
         self.flows.close()
-        self.epoll.close()
 
     def on_packet(self, packet: bytes, frame: bytes, now: float) -> bool:
-        """Take an IP packet of the guest's, whole; False if it is no echo request.
+        """Take a whole IP packet of the guest's; False if it is no echo request.
 
-        `frame`: the Ethernet frame, or the first bytes of one, that it came in.
+        `frame`: the Ethernet frame that it came in, or the first bytes of one.
         """
         parsed = request(packet)
         if parsed is None:
@@ -84,46 +92,48 @@ class Echo:
         flow = self.flows.get(key)
         if flow is None:
             try:
-                flow = self._birth(key, frame[6:12], now)
+                flow = self._open(key, wire.frame_source(frame), now)
             except OSError as e:
                 if e.errno in NOT_ALLOWED:
-                    why = "the host's net.ipv4.ping_group_range leaves us out"
-                    self._log.once("icmp", f"echo requests cannot be passed on: {why}")
+                    why = "the host's net.ipv4.ping_group_range leaves this group out"
+                    self._log.once("icmp", f"echo requests (ping) cannot be passed on: {why}", aloud=True)
                 self._log.flow("icmp", f"ping socket: {e.strerror}", now)
                 if e.errno in NO_ROUTE:
-                    self._tap.unreachable(frame[:14] + packet, e.errno or 0)
+                    self._tap.unreachable(frame[: wire.ETHERNET] + packet, e.errno or 0, now)
                 return True
         self.flows.touch(flow, now)
         if ttl != flow.ttl:
-            flow.ttl = ttl
-            ipv4 = flow.sock.family == socket.AF_INET
-            with contextlib.suppress(OSError):
-                if ipv4:
-                    flow.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-                else:
-                    flow.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+            self._set_ttl(flow, ttl)
         for _ in range(2):
             try:
                 flow.sock.send(message)
             except BlockingIOError:
                 return True
             except OSError:
-                continue  # of an earlier one
+                continue  # an earlier request has met it
             return True
         return True
 
-    def _birth(self, key: bytes, guest_mac: bytes, now: float) -> EchoFlow:
+    def _set_ttl(self, flow: EchoFlow, ttl: int) -> None:
+        flow.ttl = ttl
+        with contextlib.suppress(OSError):
+            if flow.sock.family == socket.AF_INET:
+                flow.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+            else:
+                flow.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+
+    def _open(self, key: bytes, guest_mac: bytes, now: float) -> EchoFlow:
         target = self._translation.target(key)
         protocol = socket.IPPROTO_ICMP if target.family == socket.AF_INET else socket.IPPROTO_ICMPV6
-        sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, protocol)
+        sock = self._maker.make(
+            SocketRequest(
+                target.family, socket.SOCK_DGRAM, protocol, bind=target.source, device=target.interface
+            )
+        )
         try:
             errors.enable(sock)
-            if target.interface:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, target.interface.encode())
-            if target.source is not None:
-                sock.bind(target.source)
             sock.connect((target.address[0], 0, *target.address[2:]))
-            # Until it was connected it took replies from anybody
+            # Until it was connected it took replies of any host
             with contextlib.suppress(BlockingIOError):
                 for _ in range(REPLIES_PER_EVENT):
                     sock.recv(1)
@@ -134,34 +144,33 @@ class Echo:
         fd = sock.fileno()
 
         def forgotten(flow: EchoFlow) -> None:
-            self._owners.pop(fd, None)
+            self._by_fd.pop(fd, None)
             flow.sock.close()
 
         flow.forgotten = forgotten
-        self._owners[fd] = flow
-        self.epoll.register(fd, select.EPOLLIN)
+        self._by_fd[fd] = flow
+        self._epoll.register(fd, select.EPOLLIN)
         self.flows.add(flow)
         return flow
 
-    def on_ready(self, now: float) -> None:
-        """Some sockets have replies, or errors."""
-        for fd, ready in self.epoll.poll(0):
-            flow = self._owners.get(fd)
-            if flow is None:
-                continue
-            if ready & select.EPOLLERR:
-                protocol = PROTO_ICMP if flow.sock.family == socket.AF_INET else PROTO_ICMPV6
-                self._errors(flow, protocol)
-            if ready & select.EPOLLIN:
-                self._replies(flow, now)
+    def on_socket(self, fd: int, ready: int, now: float) -> None:
+        """A socket has replies, or errors."""
+        flow = self._by_fd.get(fd)
+        if flow is None:
+            return
+        if ready & select.EPOLLERR:
+            self._pass_errors(flow, now)
+        if ready & select.EPOLLIN:
+            self._pass_replies(flow, now)
 
-    def _errors(self, flow: EchoFlow, protocol: int) -> None:
+    def _pass_errors(self, flow: EchoFlow, now: float) -> None:
+        protocol = PROTO_ICMP if flow.sock.family == socket.AF_INET else PROTO_ICMPV6
         for error in errors.queued(flow.sock):
             frame = errors.frame(error, flow.key, protocol, self._tap.mac, flow.guest_mac, flow.host)
             if frame is not None:
-                self._tap.emit_error(with_ident(frame, flow.key[-4:-2]))
+                self._tap.emit_error(with_ident(frame, flow.key[-4:-2]), now)
 
-    def _replies(self, flow: EchoFlow, now: float) -> None:
+    def _pass_replies(self, flow: EchoFlow, now: float) -> None:
         for _ in range(REPLIES_PER_EVENT):
             try:
                 message = flow.sock.recv(MESSAGE_MAX)
@@ -172,65 +181,75 @@ class Echo:
                 continue
             self.flows.touch(flow, now)
             self._ident = (self._ident + 1) & 0xFFFFFFFF
-            ethernet = flow.guest_mac + self._tap.mac
-            ethernet += b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+            guest = wire.key_source(flow.key)
+            ethernet = wire.ethernet(flow.guest_mac, self._tap.mac, wire.ip_ethertype(guest))
             for part in fragments.split(packet, self._mtu, self._ident):
-                if part[0] >> 4 == 4 and part is not packet:
-                    part = part[:10] + icmp.checksum(part[:20]) + part[12:]
+                if len(guest) == 4 and part is not packet:
+                    part = part[:10] + wire.checksum(part[: wire.IPV4]) + part[12:]
                 self._tap.emit_frame(ethernet + part)
 
 
+class NoEcho:
+    """Echo requests are switched off (--no-icmp)."""
+
+    def __init__(self) -> None:
+        self.flows: Table[Any] = Table(1, TIMEOUT, TIMEOUT)
+
+    def limit(self, flows_max: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def on_packet(self, packet: bytes, frame: bytes, now: float) -> bool:
+        return False
+
+    def on_socket(self, fd: int, ready: int, now: float) -> None:
+        pass
+
+
 def request(packet: bytes) -> tuple[bytes, bytes, int] | None:
-    """Key, ICMP message and hop limit of an echo request; None if it is none, or not a valid one."""
-    if len(packet) >= 28 and packet[0] >> 4 == 4:
+    """Flow key, ICMP message and hop limit of a valid echo request; None for any other packet."""
+    if wire.is_ipv4(packet) and len(packet) >= wire.IPV4 + wire.ICMP:
         header = (packet[0] & 0x0F) * 4
         (total,) = struct.unpack_from("!H", packet, 2)
-        message = packet[header:total]
-        if packet[9] != PROTO_ICMP or len(message) < 8 or message[:2] != bytes((ECHO_REQUEST, 0)):
+        message, addresses = packet[header:total], packet[12:20]
+        protocol, kind = PROTO_ICMP, ECHO_REQUEST
+        if packet[9] != protocol or wire.checksum(message) != b"\0\0":
             return None
-        addresses, ttl = packet[12:20], packet[8]
-        if icmp.checksum(message) != b"\0\0":
-            return None
-        bad = any(addresses[i] in (0, 127) or addresses[i] >= 224 for i in (0, 4))
-    elif len(packet) >= 48 and packet[0] >> 4 == 6:
+    elif wire.is_ipv6(packet) and len(packet) >= wire.IPV6 + wire.ICMP:
         (length,) = struct.unpack_from("!H", packet, 4)
-        message = packet[40 : 40 + length]
-        if packet[6] != PROTO_ICMPV6 or len(message) < 8 or message[:2] != bytes((ECHO_REQUEST6, 0)):
+        message, addresses = packet[wire.IPV6 : wire.IPV6 + length], packet[8:40]
+        protocol, kind = PROTO_ICMPV6, ECHO_REQUEST6
+        if packet[6] != protocol or not wire.is_sum_valid(addresses, protocol, message):
             return None
-        addresses, ttl = packet[8:40], packet[7]
-        pseudo = addresses + struct.pack("!II", len(message), PROTO_ICMPV6)
-        if icmp.checksum(pseudo + message) != b"\0\0":
-            return None
-        bad = any(addresses[i] == 0xFF or addresses[i : i + 12] in fragments.LOW6 for i in (0, 16))
     else:
         return None
-    if bad or not ttl:
+    if len(message) < wire.ICMP or message[:2] != bytes((kind, 0)):
+        return None
+    ttl = wire.hops(packet)
+    if not ttl or not wire.may_pass(addresses, to_group=False):
         return None
     return addresses + message[4:6] + bytes(2), message, ttl
 
 
 def reply(key: bytes, message: bytes) -> bytes | None:
-    """The packet with an echo reply for the guest, its identifier back in place."""
-    ipv4 = len(key) == 12
-    if len(message) < 8 or message[0] != (ECHO_REPLY if ipv4 else ECHO_REPLY6):
+    """The packet with an echo reply for the guest, its identifier put back; None if `message` is no echo reply."""
+    ipv4 = len(key) == wire.KEY4_LEN
+    if len(message) < wire.ICMP or message[0] != (ECHO_REPLY if ipv4 else ECHO_REPLY6):
         return None
     message = message[:2] + bytes(2) + key[-4:-2] + message[6:]
-    if ipv4:
-        return icmp.ipv4_packet(
-            key[4:8], key[:4], PROTO_ICMP, message[:2] + icmp.checksum(message) + message[4:]
-        )
-    return icmp.icmpv6_packet(key[16:32], key[:16], message)
+    return wire.icmp_packet(wire.key_destination(key), wire.key_source(key), message)
 
 
 def with_ident(frame: bytes, ident: bytes) -> bytes:
-    """An ICMP error that quotes a request as the kernel has sent it, with the guest's identifier in the quote."""
-    ipv4 = frame[12:14] == b"\x08\x00"
-    inner = 14 + (20 + 8 + 20 if ipv4 else 40 + 8 + 40)
-    if len(frame) < inner + 8:
+    """An ICMP error about a request, with the guest's identifier in the place of the kernel's in what it quotes."""
+    packet = frame[wire.ETHERNET :]
+    header = wire.IPV4 if wire.is_ipv4(packet) else wire.IPV6
+    quote = header + wire.ICMP + header  # where the quoted request begins
+    if len(packet) < quote + wire.ICMP:
         return frame
-    quote = frame[:inner] + frame[inner : inner + 2] + bytes(2) + ident + frame[inner + 6 :]
-    if ipv4:
-        message = quote[34:36] + bytes(2) + quote[38:]
-        return quote[:34] + message[:2] + icmp.checksum(message) + message[4:]
-    message = quote[54:56] + bytes(2) + quote[58:]
-    return quote[:14] + icmp.icmpv6_packet(quote[22:38], quote[38:54], message)
+    message = packet[header : quote + 2] + bytes(2) + ident + packet[quote + 6 :]
+    message = message[:2] + bytes(2) + message[4:]
+    source, destination = wire.packet_source(packet), wire.packet_destination(packet)
+    return frame[: wire.ETHERNET] + wire.icmp_packet(source, destination, message)

@@ -1,6 +1,6 @@
 """ICMP errors: from the error queue of a socket (ip(7), IP_RECVERR) to the guest.
 
-Owns nothing.  Imports the packet builders of `services`.
+Owns nothing.  Imports `wire` and the ICMP errors of `link`.
 """
 
 # system calls (serve): recvmsg getsockopt
@@ -11,21 +11,25 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..services import icmp
+from .. import wire
+from ..link import icmp
 
 IP_RECVERR, IPV6_RECVERR = 11, 25
-# struct sock_extended_err: errno, origin, type, code, pad, info, data; then the offender's address
+# struct sock_extended_err: errno, origin, type, code, pad, info, data; then the address of the host that reports
 EXTENDED = struct.Struct("=IBBBBII")
 ORIGIN_LOCAL, ORIGIN_ICMP, ORIGIN_ICMP6 = 1, 2, 3
 ICMP_FRAGMENTATION_NEEDED = (3, 4)
 ICMPV6_TOO_BIG = (2, 0)
 QUEUE_MAX = 16  # errors of one socket at a time
 DATA_MAX = 1500
-MAPPED = bytes(10) + b"\xff\xff"
 
 
 class QueuedError(NamedTuple):
-    """An error that the kernel has queued: where the datagram was sent to, as Python has addresses, and its data."""
+    """An error that the kernel has queued.
+
+    `peer`: where the datagram was sent to, as Python has addresses.  `extended`: struct sock_extended_err.
+    `data`: what was sent.
+    """
 
     peer: tuple[Any, ...]
     extended: bytes
@@ -33,16 +37,16 @@ class QueuedError(NamedTuple):
 
 
 def enable(sock: socket.socket) -> None:
-    """Have the kernel queue what ICMP says about the socket's packets."""
+    """Have the kernel queue ICMP errors about the socket's packets."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-    # IPv4 in a socket of both versions goes by its own option
+    # In a socket of both versions, IPv4 has an option of its own
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 
 
 def queued(sock: socket.socket) -> Iterator[QueuedError]:
-    """The errors that wait, and a pending one that is not in the queue is forgotten: it would be reported for ever."""
+    """The errors in the queue.  A pending error that is not in it is cleared, because it would be reported for ever."""
     for _ in range(QUEUE_MAX):
         try:
             data, ancillary, _, peer = sock.recvmsg(
@@ -59,14 +63,14 @@ def queued(sock: socket.socket) -> Iterator[QueuedError]:
 def frame(
     error: QueuedError, key: bytes, protocol: int, mac: bytes, guest_mac: bytes, host: bytes
 ) -> bytes | None:
-    """What the guest is to be told: an Ethernet frame; None if the error is not for it.
+    """The Ethernet frame with an ICMP error for the guest; None if the guest has no business with the error.
 
-    `key`: source and destination address of the guest's packet, then 4 bytes that it begins with (ports); the
-    rest of UDP's header is made up.  `host`: where it went on the host, packed.  The error comes from who has sent
-    it, or from the destination where the guest knows that by another address.
+    `key` is the flow key of the packet that has met the error, `host` (packed) where it went on the host.  The frame
+    comes from the host that has reported the error, or from the destination where the guest knows that by another
+    address.
     """
     _, origin, kind, code, _, info, _ = EXTENDED.unpack_from(error.extended)
-    ipv4 = len(key) == 12
+    ipv4 = len(key) == wire.KEY4_LEN
     if origin == ORIGIN_LOCAL and info:
         kind, code = ICMP_FRAGMENTATION_NEEDED if ipv4 else ICMPV6_TOO_BIG
     elif origin not in (ORIGIN_ICMP, ORIGIN_ICMP6):
@@ -80,28 +84,23 @@ def frame(
 
 
 def quoted(key: bytes, protocol: int, data: bytes, guest_mac: bytes, mac: bytes) -> bytes:
-    """The guest's frame once more, as far as it is known."""
-    if protocol == socket.IPPROTO_UDP:
-        data = key[-4:] + struct.pack("!HH", 8 + len(data), 0) + data
-    ipv4 = len(key) == 12
-    addresses = key[:-4]
-    if ipv4:
-        packet = icmp.ipv4_packet(addresses[:4], addresses[4:], protocol, data)
-    else:
-        packet = struct.pack("!IHBB", 6 << 28, len(data), protocol, 255) + addresses + data
-    return mac + guest_mac + (b"\x08\x00" if ipv4 else b"\x86\xdd") + packet
+    """The guest's frame once more, as far as it is known; a UDP header is made up."""
+    if protocol == wire.PROTO_UDP:
+        data = key[-4:] + struct.pack("!HH", wire.UDP + len(data), 0) + data
+    source, destination = wire.key_source(key), wire.key_destination(key)
+    ethernet = wire.ethernet(mac, guest_mac, wire.ip_ethertype(source))
+    return ethernet + wire.ip_packet(source, destination, protocol, data)
 
 
 def _source(offender: bytes, key: bytes, host: bytes) -> bytes:
-    """Who the guest hears it from, packed."""
-    ipv4 = len(key) == 12
-    destination = key[4:8] if ipv4 else key[16:32]
+    """The packed address that the guest hears the error from; `offender` is a struct sockaddr."""
+    destination = wire.key_destination(key)
     (family,) = struct.unpack_from("=H", offender.ljust(2, b"\0"))
     packed = offender[4:8] if family == socket.AF_INET else offender[8:24]
-    if packed.startswith(MAPPED):
+    if packed.startswith(wire.V4_MAPPED):
         packed = packed[12:]
-    # Where the destination is another address on the host, what is between is the host's too; and an address
-    # that the guest has as well cannot be what it hears from
+    # Where the destination is another address on the host, the routers in between belong to the host too; and the
+    # guest cannot hear from an address that it has itself
     if len(packed) != len(destination) or not any(packed) or host != destination:
         return destination
-    return packed if packed not in (key[:4], key[:16]) else destination
+    return packed if packed != wire.key_source(key) else destination

@@ -1,119 +1,84 @@
-"""UDP, echo and fragments as one: what comes from the tap and from listeners to whom it is for.
+"""The plane of flows without a stream: UDP, echo requests and fragments.
 
-Owns the three.  Imports the files of this room, and `forward`, `tap`, `translate`, `inside`, `observe` and `_cext`
-for what it hands them.
+Owns the epoll instance that watches its sockets.  Imports `_cext`, `budget`, `config`, `forward`, `link`, `loop`,
+`observe`, `wire` and the files of this room.
 """
 
-import struct
-from typing import NamedTuple
+import select
+from typing import Any
 
-from .. import _cext
+from .. import _cext, wire
 from ..budget import Budget
-from ..forward import Listener, Policy
-from ..inside import Inside
-from ..observe import words
+from ..config.ports import GUEST
+from ..forward.policy import Listener
+from ..loop import NEVER, Loop
+from ..observe import describe
 from ..observe.log import Log
-from ..observe.words import flow_name
-from ..tap import TapDevice
-from ..translate import KEY4_LEN, Translation
 from . import fragments
 from .clients import Clients
-from .echo import Echo
-from .spliced import Spliced
-from .table import NEVER
-from .udp import Udp
+from .echo import Echo, NoEcho
+from .endpoints import Endpoints
+from .table import Table
+from .udp import Rules, Udp
 
-IP_HEADER_MIN = 20
-# As much of a packet that came in fragments as an ICMP error quotes headers of
+EVENTS_PER_TURN = 64
+
+# As much of a packet that came in fragments as an ICMP error quotes of its headers
 QUOTED = 64
 
-# Of the link's services: what a guest asks its link is for nobody beyond
+# DHCP and DHCPv6: what a guest asks of its link is not for hosts beyond it
 LINK_PORTS = frozenset({67, 68, 546, 547})
 
-
-class Limits(NamedTuple):
-    """How many flows of each kind there may be, and how many sockets for what the guest sends."""
-
-    outbound: int
-    inbound: int
-    spliced: int
-    endpoints: int
-    echo: int
-
-    @staticmethod
-    def of(most: Budget) -> "Limits":
-        """The part of a budget that is for these."""
-        return Limits(most.udp_outbound, most.udp_inbound, most.udp_spliced, most.endpoints, most.echo)
+EXPIRE_AFTER = 1.0  # seconds, between two looks at the flows' times
 
 
-class Plane:
-    """All flows without a stream.  Without a tap there are short cuts only.
+class FromGuest:
+    """What the guest sends that is neither TCP nor for the link's services.
 
-    `broadcasts`: the directed broadcast addresses of the guest's networks, packed.
+    Without `with_udp` no datagram leaves; `endpoints` are the sockets of `udp`.
     """
 
     def __init__(
-        self,
-        tap: TapDevice | None,
-        translation: Translation,
-        policy: Policy,
-        inside: Inside | None,
-        *,
-        udp: bool,
-        echo: bool,
-        mtu: int,
-        limits: Limits,
-        log: Log,
-        filtering: str = "address",
-        broadcasts: frozenset[bytes] = frozenset(),
+        self, udp: Udp, endpoints: Endpoints, echo: "Echo | NoEcho", rules: Rules, with_udp: bool, log: Log
     ) -> None:
-        shares = (limits.outbound, limits.inbound, limits.spliced)
-        self.udp = Udp(tap, translation, mtu, shares, limits.endpoints, log, filtering, broadcasts)
-        self.spliced = Spliced(self.udp.flows, self.udp.packets, inside, policy, log)
-        self.clients = Clients(self.udp, self.spliced, policy)
-        self.echo = Echo(tap, translation, mtu, limits.echo, log) if echo and tap is not None else None
-        self.dropped = 0  # packets that are for nobody
-        self._with_udp = udp
+        self.udp = udp
+        self.endpoints = endpoints
+        self.echo = echo
+        self.dropped = 0  # packets that no host is to get
+        self._rules = rules
+        self._with_udp = with_udp
         self._fragments = fragments.Reassembler()
         self._log = log
 
-    def limit(self, limits: Limits) -> None:
-        """There may be so many from now on; those that are more go by and by."""
-        self.udp.flows.most[:] = (limits.outbound, limits.inbound, limits.spliced)
-        self.udp.endpoints_max = limits.endpoints
-        if self.echo is not None:
-            self.echo.flows.most[:] = [limits.echo] * len(self.echo.flows.most)
-
     def on_run(self, run: _cext.Datagrams, now: float) -> None:
-        """Datagrams of one flow from the tap."""
-        if self._leaves(run.key, run.group, now):
+        """Datagrams of one flow."""
+        if self._leaves(run.key, bool(run.group), now):
             self.udp.on_run(run, now)
         else:
             self.dropped += run.frames
 
-    def _leaves(self, key: bytes, group: int, now: float) -> bool:
-        """True for a datagram that goes on to the host's network.
+    def _leaves(self, key: bytes, to_group: bool, now: float) -> bool:
+        """True for a datagram that goes on to the host's network; `to_group`: its frame was sent to all stations.
 
-        One that was sent to everybody on the link has to be for everybody (RFC 1122, section 3.3.6), and what is
-        asked of the link's own services goes no further.
+        What was sent to all stations has to be for all hosts (RFC 1122, section 3.3.6), and requests to the link's own
+        services go no further.
         """
-        called = key[4:8] if len(key) == KEY4_LEN else key[16:32]
-        everybody = self.udp.is_everybody(called)
+        everybody = self._rules.is_everybody(wire.key_destination(key))
         why = ""
         if not self._with_udp:
             why = "UDP is switched off"
-        elif group and not everybody:
-            why = "it is for one host, and came to all"
-        elif everybody and struct.unpack("!H", key[-2:])[0] in LINK_PORTS:
+        elif to_group and not everybody:
+            why = "it is for one host, but was sent to all stations"
+        elif everybody and wire.key_destination_port(key) in LINK_PORTS:
             why = "it is for the link's services"
         if why and self._log.debug_on:
-            self._log.flow("dropped", f"udp {flow_name(key)}: {why}", now)
+            self._log.flow("dropped", f"udp {describe.flow_name(key)}: {why}", now)
         return not why
 
-    def on_packet(self, frame: bytes, now: float) -> None:
-        """An Ethernet frame with an IP packet that is neither TCP nor a whole datagram."""
-        packet = frame[14:]
-        if len(packet) < IP_HEADER_MIN:
+    def on_frame(self, frame: bytes, now: float) -> None:
+        """A frame with an IP packet that is neither TCP nor a whole datagram."""
+        packet = frame[wire.ETHERNET :]
+        if len(packet) < wire.IPV4:
             return
         if fragments.is_fragment(packet):
             whole = self._fragments.feed(packet, now)
@@ -123,35 +88,149 @@ class Plane:
             datagram = fragments.datagram(packet)
             if datagram is not None:
                 key, payload, ttl = datagram
-                if self._leaves(key, frame[0] & 1, now):
-                    self.udp.on_whole(key, payload, ttl, frame[:14] + packet[:QUOTED], now)
+                if self._leaves(key, wire.is_to_group(frame), now):
+                    headers = frame[: wire.ETHERNET] + packet[:QUOTED]
+                    self.udp.on_whole(key, payload, ttl, headers, now)
                 else:
                     self.dropped += 1
                 return
-        if self.echo is None or not self.echo.on_packet(packet, frame, now):
+        if not self.echo.on_packet(packet, frame, now):
             self.dropped += 1
             if self._log.debug_on:
-                self._log.flow("dropped", f"{words.packet(packet)}: nothing here takes it", now)
+                self._log.flow("dropped", f"{describe.packet(packet)}: nothing here takes it", now)
 
-    def on_listener(self, listener: Listener, failed: bool, helped: bool, now: float) -> None:
-        """A published UDP port has datagrams, or errors."""
-        self.clients.on_ready(listener, failed, helped, now)
-
-    def expire(self, now: float) -> float:
-        """Forget what has had its time; when to look again, `NEVER` if nothing is left."""
-        at = self.udp.flows.expire(now)
-        return min(at, self.echo.flows.expire(now)) if self.echo is not None else at
+    def on_ready(self, fd: int, ready: int, now: float) -> None:
+        """One of the sockets is ready; `ready`: the bits of epoll(7)."""
+        endpoint = self.endpoints.by_fd(fd)
+        if endpoint is not None:
+            self.udp.on_socket(endpoint, ready, now)
+        else:
+            self.echo.on_socket(fd, ready, now)
 
     @property
-    def busy(self) -> bool:
-        """True if there is a flow, and expire() has something to do in time."""
-        return len(self.udp.flows) > 0 or (self.echo is not None and len(self.echo.flows) > 0)
+    def unpassed(self) -> int:
+        """How many datagrams of the guest's, or for it, led nowhere."""
+        return self.dropped + self.udp.undelivered + self.udp.filtered
 
     def close(self) -> None:
-        self.spliced.close()
-        self.udp.close()
-        if self.echo is not None:
-            self.echo.close()
+        """Close all sockets."""
+        self.endpoints.close()
+        self.echo.close()
 
 
-__all__ = ["NEVER", "Limits", "Plane"]
+class DatagramPlane:
+    """All flows without a stream.
+
+    `flows` is the table of UDP, spliced flows included; `from_guest` is None where there is no tap.
+    """
+
+    def __init__(
+        self,
+        epoll: select.epoll,
+        flows: Table[Any],
+        from_guest: FromGuest | None,
+        clients: Clients,
+        loop: Loop,
+        log: Log,
+    ) -> None:
+        self._epoll = epoll
+        self.flows = flows
+        self._from_guest = from_guest
+        self.clients = clients
+        self._loop = loop
+        self._log = log
+        self._timer = loop.timer(self._expire)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a socket of this plane is ready."""
+        return self._epoll.fileno()
+
+    def limit(self, most: Budget) -> None:
+        """Allow so many flows and sockets from now on; those beyond that go as others come."""
+        self.flows.most[:] = (most.udp_outbound, most.udp_inbound, most.udp_spliced)
+        if self._from_guest is not None:
+            self._from_guest.endpoints.most = max(most.endpoints, 1)
+            self._from_guest.echo.limit(most.echo)
+
+    # From the link plane
+
+    def knows(self, key: bytes) -> bool:
+        """True if there is a flow with this key."""
+        return self.flows.get(key) is not None
+
+    def on_run(self, run: _cext.Datagrams, now: float) -> None:
+        """Datagrams of one flow from the tap."""
+        if self._from_guest is not None:
+            self._from_guest.on_run(run, now)
+            self._expire_later(now)
+
+    def on_frame(self, frame: bytes, now: float) -> None:
+        """A frame with an IP packet that is neither TCP nor a whole datagram."""
+        if self._from_guest is not None:
+            self._from_guest.on_frame(frame, now)
+            self._expire_later(now)
+
+    # From sockets
+
+    def on_ready(self, now: float) -> None:
+        """Some sockets are ready."""
+        if self._from_guest is not None:
+            for fd, ready in self._epoll.poll(0, EVENTS_PER_TURN):
+                self._from_guest.on_ready(fd, ready, now)
+            self._expire_later(now)
+
+    def arrived(self, listener: Listener, failed: bool, splices: bool, now: float) -> None:
+        """A published port has datagrams, or errors too if `failed`; see Clients.on_ready()."""
+        try:
+            self.clients.on_ready(listener, failed, splices, now)
+        except Exception as e:
+            self._log.defect(f"datagrams: {type(e).__name__}: {e}", now)
+        self._expire_later(now)
+
+    # What `forward` asks
+
+    def opened(self, listener: Listener) -> None:
+        """A UDP listener was opened."""
+        self.clients.opened(listener)
+
+    def closed(self, listener: Listener) -> None:
+        """A UDP listener is being closed."""
+        self.clients.closed(listener)
+
+    def ports(self, side: str) -> int:
+        """The ports of a side that sockets of this plane have, but for listeners, as bits."""
+        if side == GUEST or self._from_guest is None:
+            return 0
+        return self._from_guest.endpoints.ports()
+
+    def release(self, port: int) -> bool:
+        """Give up a port of the host's; True if a socket of this plane had it."""
+        return self._from_guest is not None and self._from_guest.endpoints.release(port)
+
+    # Time
+
+    def _expire_later(self, now: float) -> None:
+        """Look at the flows' times in a while, unless a look is due already or there is no flow."""
+        if self._timer.when == NEVER and (self.flows or (self._from_guest and self._from_guest.echo.flows)):
+            self._timer.by(now + EXPIRE_AFTER)
+
+    def _expire(self) -> None:
+        now = self._loop.now()
+        at = self.flows.expire(now)
+        if self._from_guest is not None:
+            at = min(at, self._from_guest.echo.flows.expire(now))
+        if at != NEVER:
+            self._timer.by(max(at, now + EXPIRE_AFTER))
+
+    @property
+    def unpassed(self) -> int:
+        """How many datagrams led nowhere."""
+        from_guest = self._from_guest.unpassed if self._from_guest is not None else 0
+        return from_guest + self.clients.refused
+
+    def close(self) -> None:
+        """End all flows."""
+        self.flows.close()
+        if self._from_guest is not None:
+            self._from_guest.close()
+        self._epoll.close()

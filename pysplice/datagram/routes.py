@@ -1,23 +1,23 @@
-"""Addresses of datagrams as the kernel has them, and sockets for them.
+"""Socket addresses of datagrams as the kernel has them, and the sockets that datagrams go by.
 
-Owns nothing.  Imports `_cext`, `translate` and errors.py.
+Owns nothing.  Imports `_cext`, `sockets`, `wire` and errors.py.
 
-A socket of this room is not connected.  Between bind() and connect() a socket takes datagrams from any host, and
-nothing tells them from those of its peer; so each datagram is sent to an address, and each that comes has one.
+No socket of this room is connected.  Between bind() and connect() a socket takes datagrams from any host, and nothing
+tells those from its peer's; so each datagram is sent to an address, and each one that arrives comes with an address.
 """
 
 import contextlib
-import errno
 import socket
 import struct
 from typing import NamedTuple
 
 from .. import _cext
-from ..translate import V4_MAPPED, pack, unpack
+from ..observe.describe import endpoint
+from ..sockets.request import Maker, SocketRequest
+from ..wire import V4_MAPPED, pack
 from . import errors
 
 UDP_GRO = 104
-IP_PKTINFO = 8
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_DONT, PMTUDISC_DO = 0, 2
 BUFFER = 1 << 20  # net.core.rmem_max and wmem_max bound it
@@ -33,7 +33,7 @@ ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
 class Peer(NamedTuple):
-    """An address of the other end: packed, IPv4 as such; `scope` is an interface's index, or 0."""
+    """A packed address and a port of another host; `scope` is an interface's index, or 0."""
 
     address: bytes
     port: int
@@ -49,7 +49,7 @@ def sockaddr(family: int, peer: Peer) -> bytes:
 
 
 def peer_of(address: bytes) -> Peer | None:
-    """What such a structure says; None if it is none of these."""
+    """The peer in a struct sockaddr_in or sockaddr_in6; None if it is neither."""
     if len(address) == 16:
         port, packed = ADDRESS4.unpack_from(address, 2)
         return Peer(packed, port)
@@ -61,36 +61,37 @@ def peer_of(address: bytes) -> Peer | None:
     return None
 
 
-def in_words(address: bytes) -> str:
+def described(address: bytes) -> str:
     """Such a structure for a person."""
     peer = peer_of(address)
-    return f"[{unpack(peer.address)}]:{peer.port}" if peer is not None else "nowhere"
+    return endpoint(peer.address, peer.port) if peer is not None else "nowhere"
 
 
-def peer_of_words(address: tuple[str | int, ...]) -> Peer:
-    """The same for what Python makes of it."""
+def peer_of_python(address: tuple[str | int, ...]) -> Peer:
+    """The peer in a socket address as Python has it."""
     scope = int(address[3]) if len(address) > 3 else 0
     return Peer(pack(str(address[0])), int(address[1]), scope)
 
 
 def ancillary(source: bytes, interface: int, hops: int, peer: Peer) -> bytes:
-    """What has a datagram for this peer leave as it should; see _cext.ancillary()."""
+    """Ancillary data for datagrams to a peer: see _cext.ancillary().
+
+    `source` is packed (empty: any), `interface` an index (0: any), `hops` a hop limit (0: the socket's).
+    """
     family = socket.AF_INET if len(peer.address) == 4 else socket.AF_INET6
     return _cext.ancillary(family, source, interface, hops)
 
 
 class NextHops:
-    """Which router the host sends by, asked of the kernel (rtnetlink(7)).  Owns its socket."""
+    """Asks the kernel by which router the host reaches an address (rtnetlink(7)).  Owns its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, maker: Maker) -> None:
         self._sock: socket.socket | None = None
         with contextlib.suppress(OSError):
-            self._sock = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-            )
+            self._sock = maker.make(SocketRequest(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
 
     def of(self, address: bytes) -> bytes:
-        """The router that an address is reached by, packed; empty if there is none."""
+        """The router by which a packed address is reached, packed; empty if there is none."""
         if self._sock is None:
             return b""
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
@@ -117,7 +118,7 @@ class NextHops:
 
 
 class Port:
-    """A socket that is bound to a port, and how it treats what is larger than the path's MTU."""
+    """A socket that is bound to a port, and what it does with a datagram larger than the path's MTU."""
 
     __slots__ = ("closed", "df", "family", "fd", "sock")
 
@@ -129,7 +130,7 @@ class Port:
         self.closed = False
 
     def fragment(self, df: int) -> None:
-        """What follows may be fragmented on the way (0), or not (1): then send() reports EMSGSIZE."""
+        """Say whether the next datagrams may be fragmented on the way (0) or not (1): then send() reports EMSGSIZE."""
         if df == self.df:
             return
         self.df = df
@@ -137,40 +138,34 @@ class Port:
         with contextlib.suppress(OSError):
             if self.family == socket.AF_INET6:
                 self.sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, how)
-            # A socket of both versions has both
+            # A socket of both versions has both options
             self.sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, how)
 
 
 def tune(sock: socket.socket) -> None:
-    """Buffers, and joined datagrams where the kernel can do that."""
+    """Set the buffers, and have the kernel join datagrams if it can (UDP_GRO)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
 
 
-def open_port(family: int, address: str, port: int) -> socket.socket:
+def open_port(maker: Maker, family: int, address: str, port: int) -> socket.socket:
     """A socket at this port if it is free, else at another; raises OSError.
 
-    The port is not shared: SO_REUSEADDR would let another user's socket in.
+    The port is not shared: with SO_REUSEADDR another user's socket could be bound to it too.
     """
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    v6only = True if family == socket.AF_INET6 else None
+    bind = (address, port)
+    request = SocketRequest(
+        family, socket.SOCK_DGRAM, bind=bind, any_port=True, v6only=v6only, packet_info=True
+    )
+    sock = maker.make(request)
     try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         errors.enable(sock)
         # A guest may send to a broadcast address
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         tune(sock)
-        try:
-            sock.bind((address, port))
-        except OSError as e:
-            if e.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EPERM):
-                raise
-            sock.bind((address, 0))
     except OSError:
         sock.close()
         raise

@@ -1,24 +1,24 @@
 """Flows by key, in the order of their last use, with a share for each direction.
 
-Owns the table.  Imports no other room; time is given to it.
+Owns the table.  Imports `loop`; time is given to it.
 
-Who sends first decides about a flow's share: what hosts outside send to the guest's ports takes no place from what
-the guest asks for, and the other way round.  Within a share a flow that was never answered gives way first, so a
-flood from ever new sources ends no conversation.
+The side that sends first decides about a flow's share: datagrams of other hosts to the guest's ports take no room
+from what the guest asks for, and the other way round.  Within a share a flow that was never answered gives way first,
+so a flood from ever new sources ends no conversation.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-NEVER = float("inf")
+from ..loop import NEVER
 
 OUTBOUND, INBOUND, SPLICED = range(3)  # shares
 SHARES = 3
 
 
 class Expiring:
-    """What a flow has to know for the table: its share, when it was used, and whether it was answered."""
+    """What the table has to know of a flow: its share, when it was used last, and whether it was answered."""
 
     __slots__ = ("answered", "closed", "forgotten", "key", "share", "used")
 
@@ -28,10 +28,10 @@ class Expiring:
         self.used = now
         self.answered = False
         self.closed = False
-        self.forgotten: Callable[[Any], None] | None = None  # called with the flow at its end
+        self.forgotten: Callable[[Any], None] | None = None  # called with the flow when it ends
 
     def close(self) -> None:
-        """Give everything back."""
+        """End the flow."""
         self.closed = True
         if self.forgotten is not None:
             self.forgotten(self)
@@ -43,13 +43,13 @@ Flow = TypeVar("Flow", bound=Expiring)
 class Table(Generic[Flow]):
     """At most `most` flows of each share.
 
-    `timeout` seconds after its last use a flow is closed, or `dialogue` seconds if it was answered.
+    A flow is closed `timeout` seconds after its last use, or `dialogue` seconds if it was answered.
     """
 
     def __init__(self, most: int | tuple[int, ...], timeout: float, dialogue: float) -> None:
         self._flows: dict[bytes, Flow] = {}
         self.most = [max(n, 1) for n in ((most,) * SHARES if isinstance(most, int) else most)]
-        # By share, and whether they were answered; the one that was used least lately first
+        # By share, and by whether they were answered; the least recently used flow first
         self._orders: list[tuple[OrderedDict[bytes, Flow], OrderedDict[bytes, Flow]]] = [
             (OrderedDict(), OrderedDict()) for _ in self.most
         ]
@@ -63,11 +63,11 @@ class Table(Generic[Flow]):
         return len(self._flows)
 
     def of_share(self, share: int) -> int:
-        """How many flows a share has."""
+        """How many flows there are of a share."""
         return sum(map(len, self._orders[share]))
 
     def add(self, flow: Flow) -> None:
-        """One flow more; where its share is used up, another gives way."""
+        """Add a flow; if its share is used up, another flow of that share gives way."""
         if self.of_share(flow.share) >= self.most[flow.share]:
             self.evict(flow.share)
         self._flows[flow.key] = flow
@@ -75,18 +75,18 @@ class Table(Generic[Flow]):
         self.opened += 1
 
     def oldest(self, share: int) -> Flow | None:
-        """The flow of a share that is the least loss."""
+        """The flow of a share that gives way first, or None."""
         for order in self._orders[share]:
             for flow in order.values():
                 return flow
         return None
 
     def unanswered(self, share: int) -> Iterator[Flow]:
-        """The flows of a share that were never answered; the one that was used least lately first."""
+        """The flows of a share that were never answered, the least recently used first."""
         return iter(self._orders[share][False].values())
 
     def evict(self, share: int) -> bool:
-        """Close the flow of a share that is the least loss; False if there is none."""
+        """Close the flow of a share that gives way first; False if there is none."""
         flow = self.oldest(share)
         if flow is None:
             return False
@@ -95,14 +95,14 @@ class Table(Generic[Flow]):
         return True
 
     def touch(self, flow: Flow, now: float) -> None:
-        """The flow was used."""
+        """The flow was used by the side that has begun it."""
         flow.used = now
         order = self._orders[flow.share][flow.answered]
         if flow.key in order:
             order.move_to_end(flow.key)
 
     def answer(self, flow: Flow, now: float) -> None:
-        """The flow was used by the end that has not begun it."""
+        """The flow was used by the other side."""
         if not flow.answered:
             unanswered, answered = self._orders[flow.share]
             flow.answered = True
@@ -111,6 +111,7 @@ class Table(Generic[Flow]):
         self.touch(flow, now)
 
     def remove(self, flow: Flow) -> None:
+        """Close a flow."""
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
             self._orders[flow.share][flow.answered].pop(flow.key, None)
@@ -118,7 +119,7 @@ class Table(Generic[Flow]):
             flow.close()
 
     def expire(self, now: float) -> float:
-        """Close what has had its time; when to look again, `NEVER` if nothing is left."""
+        """Close the flows whose time is over; when to look again, `NEVER` if there are none left."""
         soonest = NEVER
         for orders in self._orders:
             for order, timeout in zip(orders, (self._timeout, self._dialogue), strict=True):
@@ -135,5 +136,6 @@ class Table(Generic[Flow]):
         return iter(list(self._flows.values()))
 
     def close(self) -> None:
+        """Close all flows."""
         for flow in self:
             self.remove(flow)

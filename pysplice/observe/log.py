@@ -1,6 +1,6 @@
 """Messages for a person: one line each, on stderr, in a file, or for the system's logger.
 
-Owns the level, the memory of what was said lately, and the file.  Imports no other room.
+Owns the level, the memory of recent messages, and the file.  Imports no other room.
 """
 
 # system calls (serve): write pread64 pwrite64 ftruncate lseek sendto
@@ -18,24 +18,42 @@ REPEAT_AFTER = 1.0  # seconds between two messages of the same cause
 # A log that is full loses so much at its beginning
 CUT = 0.3
 
+DATE = "%Y-%m-%d %H:%M:%S"
+
+
+class Clock:
+    """What a line begins with: the seconds since the start, or with `absolute` the local date and time."""
+
+    def __init__(self, absolute: bool) -> None:
+        self._absolute = absolute
+        self._start = time.monotonic()
+
+    def stamp(self) -> str:
+        """The beginning of a line that is written now."""
+        if self._absolute:
+            now = time.time()
+            return f"{time.strftime(DATE, time.localtime(now))}.{int(now % 1 * 1000):03}: "
+        return f"{time.monotonic() - self._start:.4f}: "
+
 
 class LogFile:
-    """A file that never has more than `most` bytes; its first line stays: who has written it, from where.
+    """A file of at most `most` bytes; its first line stays: program, process ID and date.
 
-    The descriptor is kept open, so nothing is opened by path later on.
+    `fd` is kept open, so nothing is opened by its path later on.
     """
 
-    def __init__(self, fd: int, most: int, version: str) -> None:
+    def __init__(self, fd: int, most: int, version: str, clock: Clock) -> None:
         self._fd = fd
         self._most = most
-        header = f"{version}: {os.path.realpath(sys.executable)} ({os.getpid()})\n".encode()
+        self._clock = clock
+        started = time.strftime(f"{DATE} %z")
+        header = f"{version}: {os.path.realpath(sys.executable)} ({os.getpid()}), {started}\n".encode()
         self._header = header[: most // 4]
-        self._start = time.monotonic()
         self._size = os.write(fd, self._header)
 
     def write(self, level: str, text: str) -> None:
-        seconds = time.monotonic() - self._start
-        line = f"{seconds:.4f}: {level:<8}{text}\n".encode(errors="replace")[: self._most // 4]
+        """Write one line."""
+        line = f"{self._clock.stamp()}{level:<9}{text}\n".encode(errors="replace")[: self._most // 4]
         if self._size + len(line) > self._most:
             self._make_room(len(line))
         with contextlib.suppress(OSError):
@@ -47,17 +65,17 @@ class LogFile:
         drop = max(int(self._most * CUT), self._size + wanted - self._most)
         end = body.find(b"\n", drop)
         body = body[end + 1 :] if end >= 0 else b""
-        # First what stays, then the end: whoever reads meanwhile finds no empty file
+        # First what stays, then the end: a program that reads meanwhile finds no empty file
         self._size = os.pwrite(self._fd, self._header + body, 0)
         os.ftruncate(self._fd, self._size)
         os.lseek(self._fd, 0, os.SEEK_END)
 
 
 class Log:
-    """`quiet` leaves warnings and errors, `debug` adds what is of use to a developer, `trace` single packets.
+    """`quiet` leaves warnings and errors; `debug` adds a line for each flow, `trace` one for single packets.
 
-    A `file` has it all to itself.  With `debug` each line on stderr begins with the seconds since the start.  With
-    `system` the system's logger hears what is at least a warning.
+    With a `file` nothing goes to stderr; with `debug` each line there begins with the time.  With `system`, warnings go
+    to the system's logger too.  `stream` stands in for stderr; `name` begins each warning.
     """
 
     def __init__(
@@ -69,6 +87,7 @@ class Log:
         trace: bool = False,
         name: str = "pysplice",
         system: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.quiet = quiet
         self.debug_on = debug
@@ -77,29 +96,30 @@ class Log:
         self._name = name
         self._system = system and not debug
         self._stream = stream if stream is not None else sys.stderr
+        self._clock = clock or Clock(absolute=False)
         self._silent = False
         self._serving = False
-        self._start = time.monotonic()
         self._said: dict[str, float] = {}
         self._missed: dict[str, int] = {}
         self._warned: set[str] = set()
 
-    def _say(self, level: str, text: str, prefix: str = "") -> None:
+    def _print(self, level: str, text: str, prefix: str = "", aloud: bool = False) -> None:
+        """Print one line where it belongs; with `aloud` on stderr even while that is a command's."""
         if self.file is not None:
             self.file.write(level, text)
             return
         if self._system and level == "warning:":
             syslog.syslog(syslog.LOG_WARNING, text)
-        if self._silent:
+        if self._silent and not aloud:
             return
-        stamp = f"{time.monotonic() - self._start:.4f}: " if self.debug_on else ""
+        stamp = self._clock.stamp() if self.debug_on else ""
         if self._serving and not self._takes_more():
-            return  # nobody reads it, and others must not wait for that
+            return  # no program reads it, and the guest must not wait for that
         try:
             self._stream.write(f"{stamp}{prefix}{text}\n")
             self._stream.flush()
         except (OSError, ValueError, AttributeError):
-            pass  # nobody reads it any more, or there never was a stderr
+            pass  # no program reads it any more, or there never was a stderr
 
     def _takes_more(self) -> bool:
         """False if a write to the stream would block: a pipe or a terminal that is full."""
@@ -111,26 +131,30 @@ class Log:
             return True  # it is no descriptor
 
     def serve(self) -> None:
-        """From now on a line that would have to wait is lost."""
+        """From now on drop a line rather than wait for its reader."""
         self._serving = True
 
-    def warning(self, text: str) -> None:
-        self._say("warning:", text, f"{self._name}: ")
+    def warning(self, text: str, aloud: bool = False) -> None:
+        """Something that the user has to know."""
+        self._print("warning:", text, f"{self._name}: ", aloud)
 
     def info(self, text: str) -> None:
+        """Something that the user has asked for."""
         if not self.quiet:
-            self._say("info:", text)
+            self._print("info:", text)
 
     def debug(self, text: str) -> None:
+        """A detail (--debug)."""
         if self.debug_on:
-            self._say("debug:", text)
+            self._print("debug:", text)
 
     def trace(self, text: str) -> None:
+        """A single packet (--trace)."""
         if self.trace_on:
-            self._say("trace:", text)
+            self._print("trace:", text)
 
     def flow(self, cause: str, text: str, now: float) -> None:
-        """A failure of one flow: at most one message a second for each cause (debug only)."""
+        """A failure of one flow (--debug): at most one line a second for each cause."""
         if not self.debug_on:
             return
         if now - self._said.get(cause, -REPEAT_AFTER) < REPEAT_AFTER:
@@ -139,16 +163,16 @@ class Log:
         self._said[cause] = now
         missed = self._missed.pop(cause, 0)
         more = f" (and {missed} more)" if missed else ""
-        self._say("debug:", f"{cause}: {text}{more}")
+        self._print("debug:", f"{cause}: {text}{more}")
 
-    def once(self, cause: str, text: str) -> None:
+    def once(self, cause: str, text: str, aloud: bool = False) -> None:
         """A warning that is given the first time only."""
         if cause not in self._warned:
             self._warned.add(cause)
-            self.warning(text)
+            self.warning(text, aloud)
 
     def defect(self, text: str, now: float) -> None:
-        """Something that should not happen: said whatever the level, once a second at most."""
+        """Something that must not happen: printed whatever the level, at most once a second."""
         if now - self._said.get("defect", -REPEAT_AFTER) >= REPEAT_AFTER:
             self._said["defect"] = now
             self.warning(f"internal error: {text}")
@@ -156,15 +180,15 @@ class Log:
     def hold(self, number: int) -> None:
         """Connect to the system's logger now: later there may be no way to it.
 
-        `number` is our process ID as others see it: in a PID namespace of our own we are process 1.
+        `number` is the process ID as other processes see it: in a PID namespace of its own this process is 1.
         """
         if self._system:
             syslog.openlog(f"{self._name}[{number}]", syslog.LOG_NDELAY, syslog.LOG_DAEMON)
 
     def silence(self) -> None:
-        """Say nothing on stderr from now on: it belongs to somebody else."""
+        """Print nothing on stderr from now on: it belongs to a command."""
         self._silent = True
 
     def speak(self) -> None:
-        """stderr is ours again."""
+        """Print on stderr again."""
         self._silent = False

@@ -1,64 +1,80 @@
 """The trace of windows: one line of JSON for each window that is advertised.
 
-Owns the file.  Imports no other room; clock and timer are given to it.
+Owns the file.  Imports `loop`.
 """
 
 import contextlib
 import json
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-# Gathered before it is written, so much or so long (seconds): a write for each line would be felt
+from ..loop import Loop
+
+# Lines are gathered up to so many bytes, or so many seconds: one write for each would cost too much
 BUFFER_BYTES = 256 * 1024
 FLUSH_AFTER = 0.5
 
+Account = Callable[[dict[str, Any]], None]
+
+
+class Trace(Protocol):
+    """What the stream plane asks of a trace."""
+
+    def of_flow(self, name: str) -> Account | None:
+        """What a connection calls with the account of each window; None: it need not give any."""
+
+    def close(self) -> None:
+        """Write what has been gathered, and end."""
+
+
+class NoTrace:
+    """The Trace that records nothing."""
+
+    def of_flow(self, name: str) -> Account | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
 
 class WindowTrace:
-    """Lines with `time` (seconds since the start), `flow`, and what a connection tells of its window.
+    """The Trace that writes a file (--trace-window).
 
-    `read` and `edge` are made to count on where sequence numbers wrap.  See Transfer._account() for the rest;
-    the numbers are bytes, microseconds for `rtt` and milliseconds for `last_data_sent`.  A file that cannot be
-    written any more ends the trace and nothing else.
+    Each line has `time` (seconds since the start), `flow`, and the account that a connection gives of its window
+    (tcp/account.py); sizes are bytes, `rtt` microseconds, `last_data_sent` milliseconds.  `read` and `edge` count on
+    where sequence numbers wrap.  Once the file cannot be written the trace ends, and `failed` is told why.
     """
 
-    def __init__(
-        self,
-        file: TextIO,
-        clock: Callable[[], float],
-        later: Callable[[float, Callable[[], None]], Any],
-        failed: Callable[[str], None],
-    ) -> None:
+    def __init__(self, file: TextIO, loop: Loop, failed: Callable[[str], None]) -> None:
         self._file: TextIO | None = file
-        self._clock = clock
-        self._later = later
+        self._loop = loop
         self._failed = failed
-        self._start = clock()
+        self._start = loop.now()
         self._lines: list[str] = []
         self._bytes = 0
+        self._timer = loop.timer(self.flush)
 
-    def of_flow(self, name: str) -> Callable[[dict[str, Any]], None]:
-        """What a connection calls with each account."""
-
+    def of_flow(self, name: str) -> Account | None:
         read = 0
 
-        def say(account: dict[str, Any]) -> None:
+        def record(account: dict[str, Any]) -> None:
             nonlocal read
             if self._file is None:
                 return
             read += (account["read"] - read) % (1 << 32)
             account |= {"read": read, "edge": read + account["window"]}
-            line = json.dumps({"time": round(self._clock() - self._start, 6), "flow": name, **account})
-            if not self._lines:
-                self._later(FLUSH_AFTER, self.flush)
+            now = self._loop.now()
+            line = json.dumps({"time": round(now - self._start, 6), "flow": name, **account})
+            self._timer.by(now + FLUSH_AFTER)
             self._lines.append(line)
             self._bytes += len(line)
             if self._bytes > BUFFER_BYTES:
                 self.flush()
 
-        return say
+        return record
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write what has been gathered."""
         if self._file is None or not self._lines:
             return
         text = "\n".join(self._lines) + "\n"

@@ -1,6 +1,6 @@
-"""Addresses and routes: read off the host, given to the tap in the guest's namespace.
+"""Addresses and routes: read from the host's interface, and configured on the tap in the guest's namespace.
 
-Owns nothing.  Imports config.py and netlink.py.  `read` runs in the host's namespace, `configure` in the
+Owns nothing.  Imports `config`, netlink.py and template.py.  `read` runs in the host's namespace, `configure` in the
 guest's.
 """
 
@@ -10,7 +10,8 @@ import ipaddress
 import socket
 from typing import Any
 
-from ..config import MTU_DEFAULT, Config, ConfigError, IPAddress
+from ..config import Config, ConfigError, IPAddress
+from ..config.values import MTU_DEFAULT
 from .netlink import Netlink, NetlinkError
 from .template import Family, IPInterface, Route, Template
 
@@ -21,14 +22,14 @@ IFA_F_DEPRECATED = 0x20
 RTNH_F_ONLINK = 4
 RTPROT_BOOT = 3  # as ip(8) has it
 
-# What is there without a usable interface: as pasta's local mode
+# What the guest gets where the host has no usable interface: pasta's local mode
 LOCAL4 = ipaddress.IPv4Interface("169.254.2.1/16")
 LOCAL4_GATEWAY = ipaddress.IPv4Address("169.254.2.2")
 LOCAL6_GATEWAY = ipaddress.IPv6Address("fe80::1")
 
-# Frames that the tap holds until we read them.  The kernel's 1000 are gone in a millisecond of small segments;
-# these cost 8 bytes each, in the ring and in each band of its pfifo_fast.  How much of them a connection may
-# use is for the small queue to say (tcp/small_queue.py).
+# How many frames the tap holds until they are read.  The kernel's default of 1000 is used up by a millisecond of small
+# segments; a frame costs 8 bytes, in the ring and in each band of its pfifo_fast.  The small queue (tcp/small_queue.py)
+# says how much of them a connection may use.
 RING_FRAMES = 16384
 RING_FRAMES_DEFAULT = 1000
 
@@ -46,7 +47,7 @@ def read(config: Config) -> Template:
 
 
 def _index(ifname: str) -> int:
-    """The index of an interface in the namespace that we are in; 0 if there is none."""
+    """The index of an interface in the namespace of this process; 0 if there is none of this name."""
     try:
         return socket.if_nametoindex(ifname)
     except OSError:
@@ -54,7 +55,7 @@ def _index(ifname: str) -> int:
 
 
 def _check_outbound(config: Config) -> None:
-    """Addresses that connections are to come from must be ours."""
+    """Raises ConfigError unless connections can come from the addresses of -o."""
     for address in config.outbound:
         reason = _not_ours(address)
         if reason:
@@ -107,7 +108,8 @@ def _read_family(netlink: Netlink, config: Config, version: int) -> Family:
         gateway = option
         copied = (Route(default, str(option), None, 0),)
     elif not index or not wanted:
-        # Nothing to copy: no interface, or one without an address of its own (a route's source may be another's)
+        # There is nothing to copy: no interface, or one without an address (a route's source may be another
+        # interface's)
         if version == 4:
             gateway = LOCAL4_GATEWAY
             wanted = wanted or [LOCAL4]
@@ -177,22 +179,22 @@ def _route(route: Any) -> Route:
 
 
 def bring_up_loopback() -> None:
-    """lo is always brought up."""
+    """Bring up the interface lo."""
     with Netlink() as netlink:
         netlink.set_link(socket.if_nametoindex("lo"), up=True)
 
 
 def configure(config: Config, template: Template, ifname: str) -> tuple[int, bytes]:
-    """Give the tap its MAC address, and with --config-net everything else; raises ConfigError.
+    """Set the tap's MAC address, and with --config-net everything else; raises ConfigError.
 
-    The result: how many frames its ring holds, and its MAC address.
+    The result: how many frames the tap's ring holds, and its MAC address.
     """
     with Netlink() as netlink:
         index = socket.if_nametoindex(ifname)
         if config.ns_mac is not None:
             mac = ":".join(f"{byte:02x}" for byte in config.ns_mac)
             _do("set the MAC address of", ifname, netlink.set_link, index, address=mac)
-        # A length that somebody has chosen for a tap of his own stays
+        # A length that is not the default was chosen by the owner of the tap, and stays
         if netlink.link(index).get("txqlen") == RING_FRAMES_DEFAULT:
             _do("set the queue of", ifname, netlink.set_link, index, txqlen=RING_FRAMES)
         if config.config_net:
@@ -204,7 +206,7 @@ def configure(config: Config, template: Template, ifname: str) -> tuple[int, byt
 def _configure(netlink: Netlink, config: Config, template: Template, ifname: str, index: int) -> None:
     if config.mtu != 0:
         _do("set the MTU of", ifname, netlink.set_link, index, mtu=config.mtu or MTU_DEFAULT)
-    # The link-local address would be tentative for a second
+    # Otherwise the link-local address would be tentative for a second
     _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/accept_dad", "0")
     if template.ipv6 is None:
         _sysctl(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "1")
@@ -223,7 +225,7 @@ def _do(what: str, ifname: str, call: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _sysctl(path: str, value: str) -> None:
-    # A kernel without IPv6 has no such file
+    # A kernel without IPv6 does not have this file
     with contextlib.suppress(OSError), open(path, "w") as file:
         file.write(value)
 
@@ -236,12 +238,12 @@ def _add_addresses(netlink: Netlink, index: int, ifname: str, family: Family) ->
             if e.errno == errno.EEXIST:
                 continue
             if address.version == 6 and e.errno in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP):
-                return  # IPv6 is switched off in there
+                return  # IPv6 is switched off in the namespace
             raise ConfigError(f"cannot add {address} to {ifname}: {e.strerror}") from None
 
 
 def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> None:
-    """All routes, in as many rounds as their dependencies take; then gateways off the link."""
+    """Add all routes, in as many rounds as their dependencies take; at last those with a gateway off the link."""
     waiting = list(family.routes)
     error: NetlinkError | None = None
     onlink = False

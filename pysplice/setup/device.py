@@ -1,7 +1,7 @@
 """The tap device: made or attached by name, or taken as a descriptor.
 
-Owns nothing once it has handed the descriptor over.  Imports config.py; TUNSETIFF is pytun-pmd3's, the
-ioctls it lacks are here (linux/if_tun.h).
+Owns nothing once it has returned the descriptor.  Imports `config`.  TUNSETIFF is pytun-pmd3's; the ioctls that
+it lacks are here (linux/if_tun.h).
 """
 
 import contextlib
@@ -35,14 +35,14 @@ IFREQ = "16sH22x"
 
 
 class _Tap(TunTapDevice):  # type: ignore[misc]
-    """Closed by us: its own finalizer closes once more what a failed TUNSETIFF has closed already."""
+    """A tap without a finalizer: the original closes again what a failed TUNSETIFF has already closed."""
 
     def __del__(self) -> None:
         pass
 
 
 class Device(NamedTuple):
-    """An open tap: `vnet` says whether frames carry a virtio header, `uso` whether it segments UDP."""
+    """An open tap.  `vnet`: its frames carry a virtio header; `uso`: it segments UDP."""
 
     fd: int
     name: str
@@ -51,7 +51,7 @@ class Device(NamedTuple):
 
 
 def open_tap(name: str, offload: bool) -> Device:
-    """The tap `name` in the namespace we are in, created if it is not there; raises ConfigError."""
+    """The tap `name` in the namespace of this process, made if it is not there; raises ConfigError."""
     flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
     try:
         try:
@@ -59,7 +59,7 @@ def open_tap(name: str, offload: bool) -> Device:
         except OSError as e:
             if e.errno != errno.EINVAL:
                 raise
-            # A tap that was made with several queues wants to be attached as such
+            # A tap that was made with several queues has to be attached as such
             tap = _Tap(name, flags | IFF_MULTI_QUEUE, DEVICE)
     except FileNotFoundError:
         raise ConfigError(f"there is no {DEVICE}: load the tun module, or pass the device in") from None
@@ -71,7 +71,7 @@ def open_tap(name: str, offload: bool) -> Device:
     if offload:
         uso = _set_offloads(fd, True)
     else:
-        # A persistent tap keeps what was set by whoever had it before
+        # A persistent tap keeps the offloads of the program that had it before
         fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
     return Device(fd, name, offload, uso)
 
@@ -87,7 +87,7 @@ def _reason(name: str, e: OSError) -> str:
 
 
 def tap_from_fd(fd: int, offload: bool) -> Device:
-    """A tap that somebody else opened; raises ConfigError if the descriptor is none."""
+    """A tap that the caller has opened; raises ConfigError if the descriptor is no tap."""
     try:
         data = fcntl.ioctl(fd, TUNGETIFF, bytes(struct.calcsize(IFREQ)))
     except OSError as e:
@@ -103,8 +103,8 @@ def tap_from_fd(fd: int, offload: bool) -> Device:
 def _without_packet_information(fd: int) -> bool:
     """True if the tap has IFF_NO_PI.
 
-    TUNGETIFF uses the same bit for IFF_NOFILTER, which is set while no filter is attached: so one that
-    lets everything pass is attached for a moment.
+    TUNGETIFF uses the same bit for IFF_NOFILTER, which is set while no filter is attached.  So we attach a filter that
+    lets everything pass, for a moment.
     """
     accept = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RET_K, 0, 0, 0xFFFFFFFF))
     program = struct.pack("HxxxxxxP", 1, ctypes.addressof(accept))
@@ -117,12 +117,12 @@ def _without_packet_information(fd: int) -> bool:
 
 
 def _set_offloads(fd: int, on: bool) -> bool:
-    """The length of the header, and whether the guest may leave work to us; True if UDP is among it."""
+    """Set the length of the virtio header, and the offloads; True if the guest may leave UDP segmentation to us."""
     fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
     if not on:
         fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
         return False
-    # An old kernel that has not all of them: the header alone saves nothing, and costs nothing
+    # On an old kernel without these offloads the header alone saves nothing, and costs nothing
     for offloads in (OFFLOADS | OFFLOADS_UDP, OFFLOADS):
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)

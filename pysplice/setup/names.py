@@ -1,13 +1,14 @@
 """Name servers and search domains, as the host has them.
 
-Owns nothing.  Imports config.py.
+Owns nothing.  Imports `config`.
 """
 
 import ipaddress
 import re
 from typing import NamedTuple
 
-from ..config import Config, ConfigError, IPAddress, parse_name
+from ..config import Config, ConfigError, IPAddress
+from ..config.values import parse_name
 
 PATH = "/etc/resolv.conf"
 SERVERS_MAX = 3  # resolv.conf(5), for each version of IP
@@ -15,12 +16,23 @@ SEARCH_MAX = 32
 
 
 class Names(NamedTuple):
-    """`servers` as the guest is told; `forward`: addresses as the guest uses them (packed) to host name servers."""
+    """What the guest is told, and where its questions go.
+
+    `servers` and `search` are for the guest.  `forward`: addresses as the guest uses them (packed) to name servers as
+    the host does.  `found`: False if the host was asked and has no name server.
+    """
 
     servers: tuple[IPAddress, ...]
     search: tuple[str, ...]
     forward: dict[bytes, str]
-    found: bool  # False: the host has none, though it was asked
+    found: bool
+
+    def resolv_conf(self, forward: tuple[IPAddress, ...]) -> str:
+        """The text of a resolv.conf(5) with the addresses of --dns-forward, or else the name servers."""
+        lines = [f"nameserver {server}" for server in forward or self.servers]
+        if self.search:
+            lines.append("search " + " ".join(self.search))
+        return "\n".join([*lines, ""])
 
 
 def parse(text: str) -> tuple[list[IPAddress], list[str]]:
@@ -43,10 +55,10 @@ def parse(text: str) -> tuple[list[IPAddress], list[str]]:
 
 
 def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
-    """What the guest is told, and where its questions go.
+    """What the guest is told, and where its questions go, from the options and the host's resolv.conf.
 
-    `loopback`: the addresses that lead to the host's loopback, by version.  A name server that the guest cannot reach
-    as such, because it is on the host's loopback or shadowed by one of these, gets that address.
+    `loopback`: the addresses that lead to the host's loopback address, by version.  The guest cannot reach a
+    name server on the host's loopback interface, nor one with such an address; it is told that address instead.
     """
     servers: list[IPAddress] = []
     search: list[str] = []
@@ -91,7 +103,7 @@ def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
 
 
 def _valid(search: list[str]) -> tuple[str, ...]:
-    """Only names that can be sent on."""
+    """The names that are well-formed."""
     names = []
     for name in search:
         try:

@@ -1,8 +1,8 @@
-"""rtnetlink: requests and dumps, in the network namespace that the calling process is in.
+"""rtnetlink: requests and dumps, in the network namespace of the calling process.
 
-Owns its socket.  The messages are pyroute2's.  Its package imports all of itself and an event loop when it is
-imported as a whole, four times what we need in time; so the package is put in place without running its
-__init__, and only the three messages are imported.
+Owns its socket; imports no other room.  The messages are pyroute2's.  That package, imported as a whole,
+imports an event loop and all of itself, which takes four times as long as this program needs.  So the package
+is put in place without running its __init__, and only three messages are imported.
 """
 
 import errno
@@ -46,7 +46,7 @@ RECEIVE_BYTES = 1 << 17
 
 
 class NetlinkError(OSError):
-    """What the kernel answered to a request."""
+    """The kernel has refused a request."""
 
 
 class Netlink:
@@ -64,7 +64,7 @@ class Netlink:
         self._sock.close()
 
     def _ask(self, message: Any, kind: int, flags: int) -> Iterator[bytes]:
-        """Send a request; the messages of the answer, each with its header."""
+        """Send a request; the result: the messages of the answer, each with its header."""
         self._sequence += 1
         message["header"]["type"] = kind
         message["header"]["flags"] = NLM_F_REQUEST | flags
@@ -96,11 +96,13 @@ class Netlink:
         return [_decoded(rtmsg, part) for part in self._ask(message, RTM_GETROUTE, NLM_F_DUMP)]
 
     def addresses(self, family: int) -> list[Any]:
+        """All addresses of the address family."""
         message = ifaddrmsg()
         message["family"] = family
         return [_decoded(ifaddrmsg, part) for part in self._ask(message, RTM_GETADDR, NLM_F_DUMP)]
 
     def link(self, index: int) -> Any:
+        """The interface with this index."""
         message = ifinfmsg()
         message["index"] = index
         for part in self._ask(message, RTM_GETLINK, NLM_F_ACK):
@@ -108,7 +110,7 @@ class Netlink:
         raise NetlinkError(errno.ENODEV, os.strerror(errno.ENODEV))
 
     def set_link(self, index: int, up: bool = False, **attributes: Any) -> None:
-        """`attributes`: those of the kernel without IFLA_, in small letters."""
+        """Change an interface; `attributes` have the kernel's names without IFLA_, in small letters."""
         message = ifinfmsg()
         message["index"] = index
         if up:
@@ -117,7 +119,7 @@ class Netlink:
         self._run(message, RTM_NEWLINK, 0)
 
     def add_address(self, index: int, address: Any, flags: int) -> None:
-        """`address`: an ipaddress interface; `flags`: IFA_F_*."""
+        """Add an address to an interface; `address` is of the module ipaddress, `flags` are IFA_F_*."""
         message = ifaddrmsg()
         message["index"] = index
         message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -130,6 +132,7 @@ class Netlink:
         self._run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
 
     def add_route(self, fields: dict[str, int], attributes: list[tuple[str, Any]]) -> None:
+        """Add a route: fields of struct rtmsg, and attributes with the kernel's names."""
         message = rtmsg()
         for name, value in fields.items():
             message[name] = value

@@ -1,10 +1,10 @@
 """Filters of system calls: each process of ours may make the calls of its role, and no others (seccomp(2)).
 
-Owns nothing.  Imports syscalls.py (the calls and their numbers, which contrib/list-syscalls collects from the lines
-"system calls (ROLE): ..." in the code that makes them) and config.py.
+Owns nothing.  Imports libc.py and syscalls.py: the calls and their numbers, which contrib/list-syscalls collects from
+the lines "system calls (ROLE): ..." in the code that makes them.
 
-The program is written here rather than by libseccomp: it is one list and a few arguments, and a library that may
-be missing would need this as its understudy.
+The program is written here rather than by libseccomp.  It is one list and a few arguments; and where that library is
+missing, this would be needed all the same.
 """
 
 import ctypes
@@ -14,10 +14,9 @@ import socket
 import struct
 
 from ..config import ConfigError
-from . import isolation
+from . import libc
 from .syscalls import NUMBERS, ROLES
 
-PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
 SECCOMP_RET_KILL_PROCESS = 0x80000000
 SECCOMP_RET_ALLOW = 0x7FFF0000
@@ -36,13 +35,13 @@ AUDIT_ARCH = {
     "riscv64": 0xC00000F3,
     "loongarch64": 0xC0000102,
 }
-# Older entries that a command may use on the same kernel
+# Older interfaces that a command may use on the same kernel
 AUDIT_ARCH_I386, IOCTL_I386, IOCTL_X32 = 0x40000003, 54, X32_BIT | 514
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
-# Those whose arguments are looked at: (argument, values that pass)
+# Calls whose arguments are looked at: (argument, values that pass)
 F_DUPFD_CLOEXEC, F_SETPIPE_SZ = 1030, 1031
 F_GETFD, F_SETFD, F_GETFL, F_SETFL = 1, 2, 3, 4
 TCGETS, TIOCOUTQ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5411, 0x541B, 0x5421, 0x5450, 0x5451
@@ -55,11 +54,9 @@ CHECKED: dict[str, tuple[int, tuple[int, ...]]] = {
 
 
 def _kill() -> bool:
-    """Set by the tests: a call that is not on the list ends the process, so that none goes unnoticed."""
+    """True in the tests: there a call that is not on the list ends the process, so that none goes unnoticed."""
     return os.environ.get("PYSPLICE_SECCOMP") == "kill"
 
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _Line = str | tuple[int, str, str, int]
 
@@ -111,7 +108,7 @@ def program(machine: str, pid: int, role: str = "serve", kill: bool = False) -> 
     return _assembled(lines)
 
 
-# Everywhere.  The C library falls back to clone() where clone3() is missing
+# The same on every machine.  The C library falls back to clone() where clone3() is missing.
 CLONE3, IO_URING_SETUP = 435, 425
 
 
@@ -146,7 +143,7 @@ def terminal_program(machine: str) -> bytes:
 
 
 def _assembled(lines: list[_Line]) -> bytes:
-    """Instructions with labels as jumps; they go forward, and an empty label is the next instruction."""
+    """Instructions, with labels turned into jumps; they go forward, and an empty label is the next instruction."""
     labels: dict[str, int] = {}
     code: list[tuple[int, str, str, int]] = []
     for line in lines:
@@ -165,7 +162,7 @@ def _assembled(lines: list[_Line]) -> bytes:
 
 
 def confine(role: str) -> None:
-    """Only the calls of this role from now on; needs no_new_privs.  Raises ConfigError."""
+    """Allow only the calls of this role from now on; needs no_new_privs.  Raises ConfigError."""
     code = program(os.uname().machine, os.getpid(), role, _kill())
     if not code:
         raise ConfigError(f"no filter of system calls: their numbers on {os.uname().machine} are not known")
@@ -173,7 +170,7 @@ def confine(role: str) -> None:
 
 
 def without_rings() -> None:
-    """io_uring is not there from now on, so that the loop does without; needs no_new_privs.  Raises ConfigError.
+    """Hide io_uring from now on, so that the loop does without; needs no_new_privs.  Raises ConfigError.
 
     libuv makes a ring with each loop.  What goes by a ring goes past a filter of system calls.
     """
@@ -197,7 +194,7 @@ def without_rings() -> None:
 
 
 def protect_terminal() -> None:
-    """For a command that is about to be run; needs CAP_SYS_ADMIN in its user namespace.  Raises ConfigError."""
+    """Filter for a command that is about to be run; needs CAP_SYS_ADMIN in its user namespace.  Raises ConfigError."""
     code = terminal_program(os.uname().machine)
     if code:
         load(code)
@@ -208,4 +205,4 @@ def load(code: bytes) -> None:
     text = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog
     fprog = struct.pack("@HP", len(code) // INSTRUCTION.size, ctypes.addressof(text))
-    isolation.call("filter system calls", _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0))
+    libc.prctl("filter system calls", libc.PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog)

@@ -2,7 +2,7 @@
 
 # fmt: off
 ROLES: dict[str, frozenset[str]] = {
-    "inside": frozenset((
+    "agent": frozenset((
         "bind",
         "brk",
         "clock_gettime",

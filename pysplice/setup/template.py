@@ -1,6 +1,6 @@
-"""What the guest's namespace is to have: read off the host, sent from process to process as JSON.
+"""What the guest's namespace is to have: read from the host, and sent from process to process as JSON.
 
-Owns nothing.  Imports config.py.
+Pure.  Imports `config`.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 class Route(NamedTuple):
-    """A route of the template interface: destination, gateway or None, metric or None."""
+    """A route of the host's interface: destination (ADDR/LEN), gateway or None, metric or None, and scope."""
 
     destination: str
     gateway: str | None
@@ -21,7 +21,11 @@ class Route(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What one version of IP gets in the guest's namespace."""
+    """What one version of IP gets in the guest's namespace.
+
+    `interface` and `ifindex`: of the host's interface, empty and 0 if there is none.  `host_address`: an address of the
+    host's own, or None.
+    """
 
     interface: str
     ifindex: int
@@ -30,7 +34,8 @@ class Family(NamedTuple):
     routes: tuple[Route, ...]
     host_address: IPAddress | None
 
-    def to_words(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """What json.dumps() takes."""
         return {
             "interface": self.interface,
             "ifindex": self.ifindex,
@@ -41,20 +46,21 @@ class Family(NamedTuple):
         }
 
     @staticmethod
-    def from_words(words: dict[str, Any]) -> "Family":
-        gateway, host_address = words["gateway"], words["host_address"]
+    def from_json(fields: dict[str, Any]) -> "Family":
+        """The inverse of to_json()."""
+        gateway, host_address = fields["gateway"], fields["host_address"]
         return Family(
-            words["interface"],
-            words["ifindex"],
-            tuple(ipaddress.ip_interface(text) for text in words["addresses"]),
+            fields["interface"],
+            fields["ifindex"],
+            tuple(ipaddress.ip_interface(text) for text in fields["addresses"]),
             ipaddress.ip_address(gateway) if gateway else None,
-            tuple(Route(**route) for route in words["routes"]),
+            tuple(Route(**route) for route in fields["routes"]),
             ipaddress.ip_address(host_address) if host_address else None,
         )
 
 
 class Template(NamedTuple):
-    """Both versions; None where it is switched off or the host has none."""
+    """Both versions of IP; None for one that is switched off."""
 
     ipv4: Family | None
     ipv6: Family | None
@@ -64,16 +70,15 @@ class Template(NamedTuple):
         """The name of the host's interface, empty if there is none."""
         return next((f.interface for f in (self.ipv4, self.ipv6) if f is not None and f.interface), "")
 
-    def to_words(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What json.dumps() takes."""
         return {
-            "ipv4": self.ipv4.to_words() if self.ipv4 else None,
-            "ipv6": self.ipv6.to_words() if self.ipv6 else None,
+            "ipv4": self.ipv4.to_json() if self.ipv4 else None,
+            "ipv6": self.ipv6.to_json() if self.ipv6 else None,
         }
 
     @staticmethod
-    def from_words(words: dict[str, Any]) -> "Template":
-        ipv4, ipv6 = words["ipv4"], words["ipv6"]
-        return Template(
-            Family.from_words(ipv4) if ipv4 else None, Family.from_words(ipv6) if ipv6 else None
-        )
+    def from_json(fields: dict[str, Any]) -> "Template":
+        """The inverse of to_json()."""
+        ipv4, ipv6 = fields["ipv4"], fields["ipv6"]
+        return Template(Family.from_json(ipv4) if ipv4 else None, Family.from_json(ipv6) if ipv6 else None)

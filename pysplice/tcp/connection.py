@@ -1,22 +1,53 @@
-"""One connection: what happens when, around the transfer of its bytes.
+"""One connection: its facts, the handshake, the timers, and how it ends.
 
-Owns nothing beyond what transfer.py has; it is the state machine's outside.  Imports the other files of
-this room and nothing else: no descriptor, clock, loop or randomness.  Time comes in as `now` (seconds, any
-epoch that never goes back), bytes stay behind the doors.  The theory of operation is in __init__.py.
+Owns the facts; `Receive` and `Send` own the two directions.  Imports the other files of this room and nothing else:
+no descriptor, clock, loop or randomness.  Time comes in as `now` (seconds, of any clock that never goes back), bytes
+stay behind the doors.  The theory of operation is in __init__.py.
 
-Three entries, each to its end: `on_tap` for a run of segments, `on_host` for readiness of the host
-socket, `on_timer` once `deadline()` has passed.  After each the caller looks at `facts` for CLOSED
-(the host socket is gone then) and at `deadline()`; and after a batch of runs it calls `acknowledge()`, once
-it has looked whether a host socket has an answer that can carry the acknowledgement.
+A connection has three entries, each of which runs to its end: `on_tap` for a run of segments, `on_host` for the
+readiness of the host socket, `on_timer` once `deadline()` has passed.  After each of them the caller looks at `facts`
+for CLOSED (the host socket is given back then) and at `deadline()`.  After a batch of runs, and once it has asked the
+host sockets for answers that can carry the acknowledgement, the caller calls `acknowledge()`.
 """
 
 import errno
 
 from . import seq, window
-from .doors import ACK, CLOSING, ERROR, FIN, HANGUP, READABLE, RST, SYN, URGENT, WRITABLE, Run
-from .events import CLOSED, ESTABLISHED, SOCK_CONNECTED, SOCK_FIN_RCVD, TAP_SYN_ACK_SENT, TAP_SYN_SENT
+from .account import Account
+from .doors import (
+    ACK,
+    CLOSING,
+    ERROR,
+    FIN,
+    HANGUP,
+    READABLE,
+    RST,
+    SYN,
+    URGENT,
+    WRITABLE,
+    HostDoor,
+    Run,
+    TapDoor,
+)
+from .events import (
+    CLOSED,
+    ESTABLISHED,
+    FINISHED,
+    SOCK_CONNECTED,
+    SOCK_FIN_RCVD,
+    SOCK_FIN_SENT,
+    TAP_FIN_ACKED,
+    TAP_FIN_RCVD,
+    TAP_FIN_SENT,
+    TAP_SYN_ACK_SENT,
+    TAP_SYN_RCVD,
+    TAP_SYN_SENT,
+    learn,
+)
+from .receive import Receive
+from .send import UNACCEPTABLE, Send
+from .small_queue import SmallQueue
 from .timing import NEVER, keepalive_at
-from .transfer import Transfer
 
 # How often in a row the guest may leave us without an answer: tcp_synack_retries, tcp_retries2 and
 # tcp_keepalive_probes of Linux
@@ -27,11 +58,63 @@ KEEPALIVE_PROBES = 9
 # Socket errors that an ICMP message carries to the guest
 UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN})
 
+# Segments of one run that came too early and are answered with a duplicate acknowledgement each
+DUP_ACKS_SENT_MAX = 64
 
-class Connection(Transfer):
-    """A TCP connection of the guest's: the arguments are those of Transfer."""
 
-    __slots__ = ()
+class Connection:
+    """A TCP connection of the guest's.
+
+    `tap` and `host` are the two doors.  `run` is the guest's SYN; None: a client on the host has connected, and open()
+    asks the guest.  `isn` is our initial sequence number, `mss` the segment size that we offer (bytes), `queue` the
+    small queue of the tap, `now` the time, `estimate` the rule for what the host socket can still queue, and `trace`,
+    unless it is None, is told of each window that is advertised.
+    """
+
+    __slots__ = (
+        "_queue",
+        "error",
+        "facts",
+        "host",
+        "quiet_since",
+        "receive",
+        "send",
+        "tap",
+        "unanswered",
+    )
+
+    def __init__(
+        self,
+        tap: TapDoor,
+        host: HostDoor,
+        run: Run | None,
+        *,
+        isn: int,
+        mss: int,
+        queue: SmallQueue,
+        now: float,
+        estimate: window.Estimator = window.DEFAULT_ESTIMATOR,
+        trace: Account | None = None,
+    ) -> None:
+        self.tap = tap
+        self.host = host
+        self._queue = queue
+        self.facts = 0
+        self.error = 0  # the errno that has ended the connection; 0 for a good end
+        self.receive = Receive(host, queue, mss, estimate, trace)
+        self.send = Send(tap, host, self.receive, isn, mss)
+        self.quiet_since = now  # when the guest was heard, or asked, last
+        self.unanswered = 0  # how often in a row it did not answer
+        if run is None:
+            self._learn(SOCK_CONNECTED)
+        else:
+            self._syn_from_tap(run)
+
+    def _learn(self, fact: int) -> None:
+        """The one place that changes the facts."""
+        self.facts = learn(self.facts, fact)
+        if fact == CLOSED:
+            self._queue.throttled.pop(self, None)
 
     # Entries
 
@@ -51,29 +134,34 @@ class Connection(Transfer):
             return
 
         # RFC 9293, 3.10.7.4: a segment outside of the window is answered and otherwise ignored
-        offset = seq.diff(self.seq_from_tap, run.seq)
+        receive = self.receive
+        offset = seq.diff(receive.seq_from_tap, run.seq)
         end = run.length + (1 if flags & FIN else 0)
         if offset > 0 and offset >= end:
             self._ack()
             return
-        if offset < 0 and seq.diff(run.seq, self.wnd_edge_to_tap) > 0:
+        if offset < 0 and seq.diff(run.seq, receive.wnd_edge) > 0:
             self._ack()
             return
 
-        if not self._acknowledged(run, now):
-            # RFC 9293, 3.10.7.4, RFC 5961, 5.2: it acknowledges what was never sent, or is far too old
-            self._ack()
-            return
-        if self.facts & CLOSED:
-            return
+        acknowledged = self.send.acknowledged(run, now)
+        if acknowledged:
+            if acknowledged == UNACCEPTABLE:
+                self._ack()
+                return
+            if not self.facts & TAP_FIN_ACKED:
+                self._learn(TAP_FIN_ACKED)
+                self._finish()
+                if self.facts & CLOSED:
+                    return
         if end:
-            self._data(run, offset)
-        if self.facts & CLOSED:
-            return
+            self._payload(run, offset)
+            if self.facts & CLOSED:
+                return
         self._pump(now)
 
     def on_host(self, ready: int, now: float) -> None:
-        """The host socket is ready: bits of epoll, `ready` says what changed since the last call."""
+        """The host socket is ready: the bits of epoll(7) that have changed since the last call."""
         facts = self.facts
         if facts & CLOSED:
             return
@@ -84,59 +172,73 @@ class Connection(Transfer):
             facts = self.facts
             if facts & CLOSED:
                 return
-            # The remote host may have spoken first: its edge is this one
-        if ready & WRITABLE and self.armed:
-            self.armed = False
+            # The remote host may have spoken first: this is the only report of it
+        if ready & WRITABLE and self.receive.armed:
+            self.receive.armed = False
             self._writable()
             if self.facts & CLOSED:
                 return
         if ready & (READABLE | URGENT | CLOSING | ERROR | HANGUP):
-            self.host_readable = not facts & SOCK_FIN_RCVD
-            if ready & (URGENT | CLOSING | ERROR | HANGUP):
-                self.short_read_ends = False
+            self.send.readable(not facts & SOCK_FIN_RCVD, bool(ready & (URGENT | CLOSING | ERROR | HANGUP)))
             if ready & ERROR and not self._reads():
-                # Otherwise reading yields the error, behind what came before it
+                # Otherwise reading yields the error, behind the data that came before it
                 self._broken(self.host.error() or errno.ECONNRESET)
                 return
             self._pump(now)
 
     def on_timer(self, now: float) -> None:
-        """The deadline has passed (a call before it does nothing)."""
+        """The deadline has passed; a call before it does nothing."""
         if self.facts & CLOSED:
             return
-        if now >= self.retransmit_at:
+        if now >= self.send.retransmit_at:
             self._timeout(now)
         elif now >= self.deadline():
             self._keepalive(now)
 
     def acknowledge(self) -> None:
         """Acknowledge what was read, unless a segment with data has done so."""
-        if self.ack_due and not self.facts & CLOSED:
+        if self.receive.ack_due and not self.facts & CLOSED:
             self._ack()
 
+    def resume(self) -> None:
+        """The small queue had left too little: advertise a segment, or what there is room for by now."""
+        if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
+            receive = self.receive
+            left = receive.room_left()
+            room = receive.room(left, throttle=False)
+            if room >> receive.ws_to_tap > left >> receive.ws_to_tap:
+                self._send_ack(room, left)
+
     def reset(self, error: int) -> None:
-        """Cut the connection short in both directions, whatever state it is in."""
+        """End the connection in both directions at once, in any state; `error` is an errno."""
         if not self.facts & CLOSED:
             self.error = error
             self._send_reset()
             self._abort_host()
 
     def abandon(self) -> None:
-        """The host's connect() is waited for no longer; the guest hears nothing, as from a host that is not there."""
+        """Stop waiting for the host's connect(); the guest hears nothing, as from a host that does not exist."""
         if not self.facts & CLOSED:
             self.error = errno.ETIMEDOUT
             self._abort_host()
 
     def deadline(self) -> float:
-        """When on_timer() has something to do, `NEVER` if nothing is awaited."""
+        """When on_timer() has something to do; `NEVER` if nothing is awaited."""
         facts = self.facts
         if facts & CLOSED:
             return NEVER
-        if self.retransmit_at != NEVER or not facts & ESTABLISHED:
-            return self.retransmit_at
+        retransmit_at = self.send.retransmit_at
+        if retransmit_at != NEVER or not facts & ESTABLISHED:
+            return retransmit_at
         return keepalive_at(self.quiet_since)
 
     # The handshake: connect() first, SYN-ACK afterwards
+
+    def _syn_from_tap(self, run: Run) -> None:
+        """The guest's SYN or SYN-ACK: its numbers and options."""
+        self.receive.start(run)
+        self.send.start(run)
+        self._learn(TAP_SYN_RCVD)
 
     def _connected(self, now: float) -> None:
         """The outcome of connect() is known."""
@@ -146,50 +248,34 @@ class Connection(Transfer):
             if error in UNREACHABLE:
                 self.tap.unreachable(error)
             elif error != errno.ETIMEDOUT:
-                # Nobody answered a SYN that timed out: nor do we, the guest has a timer of its own
-                self.tap.segment(0, self.seq_from_tap, 0, RST | ACK)
+                # A SYN that timed out was answered by no host, and so is the guest's: it has a timer of its own
+                self.tap.segment(0, self.receive.seq_from_tap, 0, RST | ACK)
             self.host.close()
             self._learn(CLOSED)
             return
         self._learn(SOCK_CONNECTED)
-        self._syn_ack(now)
+        self._send_syn_ack(now)
         self._learn(TAP_SYN_ACK_SENT)
-        self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+        self.send.seq_to_tap = seq.add(self.send.seq_to_tap, 1)
 
     def open(self, now: float) -> None:
         """Ask the guest for a connection that was accepted on the host."""
-        self._syn(now)
+        self._send_syn(now)
         self._learn(TAP_SYN_SENT)
-        self.seq_to_tap = seq.add(self.seq_to_tap, 1)
+        self.send.seq_to_tap = seq.add(self.send.seq_to_tap, 1)
 
-    def _syn(self, now: float) -> None:
-        window_field = self._first_window()
-        self.tap.syn(self.seq_ack_from_tap, window_field, self.mss_from_tap, self.ws_to_tap)
-        self.retransmit_at = now + self.round_trip.timeout()
+    def _send_syn(self, now: float) -> None:
+        receive, send = self.receive, self.send
+        field = receive.first_field(not self.facts & TAP_SYN_SENT)
+        self.tap.syn(send.seq_ack_from_tap, field, receive.mss, receive.ws_to_tap)
+        send.retransmit_at = now + send.round_trip.timeout()
 
-    def _syn_ack(self, now: float) -> None:
-        window_field = self._first_window()
-        wscale = self.ws_to_tap if self.wscale_ok else -1
-        self.tap.syn_ack(self.seq_ack_from_tap, self.seq_from_tap, window_field, self.mss_from_tap, wscale)
-        self.retransmit_at = now + self.round_trip.timeout()
-
-    def _first_window(self) -> int:
-        """The window of a SYN, and the scale of those to come unless it was said already."""
-        self.reading = facts = self.host.facts()
-        room = window.room(facts, self.mss_from_tap, self.estimate)
-        # The scale has to serve for what the send buffer can become, and is said once
-        most = max(facts.wmem_max, facts.sndbuf)
-        first = window.select_initial_window(room, self.mss_from_tap, 0, self.wscale_ok, most)
-        if not self.facts & (TAP_SYN_ACK_SENT | TAP_SYN_SENT):
-            self.ws_to_tap = first.rcv_wscale
-        left = self._room_left()
-        # RFC 7323, section 2.2: the window of a SYN is not scaled
-        room = self.queue.bound(min(first.rcv_wnd, window.WINDOW_FIELD_MAX), self.frame_bytes)
-        room = max(room, left)
-        self.wnd_edge_to_tap = seq.add(self.seq_from_tap, room)
-        if self.trace is not None:
-            self.trace(self._account(left, room, room))
-        return room
+    def _send_syn_ack(self, now: float) -> None:
+        receive, send = self.receive, self.send
+        field = receive.first_field(not self.facts & TAP_SYN_ACK_SENT)
+        wscale = receive.ws_to_tap if receive.wscale_ok else -1
+        self.tap.syn_ack(send.seq_ack_from_tap, receive.seq_from_tap, field, receive.mss, wscale)
+        send.retransmit_at = now + send.round_trip.timeout()
 
     def _handshake(self, run: Run, now: float) -> bool:
         """A run for a connection that is not established; True if it is now."""
@@ -198,104 +284,225 @@ class Connection(Transfer):
             self._answer(run, now)
             return False
         if flags & RST:
-            if run.seq == self.seq_from_tap:
+            if run.seq == self.receive.seq_from_tap:
                 self._abort_host()
-            elif self.facts & TAP_SYN_ACK_SENT and self._in_window(run.seq):
+            elif self.facts & TAP_SYN_ACK_SENT and self.receive.in_window(run.seq):
                 self._ack()  # RFC 5961, section 3.2
             return False
         if flags & SYN:
-            if run.seq != self.irs:
-                # The guest gave up, and uses the ports again
+            if run.seq != self.receive.irs:
+                # The guest has given up, and uses the ports again
                 self._abort_host()
             elif self.facts & TAP_SYN_ACK_SENT:
-                self._syn_ack(now)
+                self._send_syn_ack(now)
             return False
-        if not flags & ACK or not self.facts & TAP_SYN_ACK_SENT or run.ack != self.seq_to_tap:
+        if not flags & ACK or not self.facts & TAP_SYN_ACK_SENT or run.ack != self.send.seq_to_tap:
             if flags & ACK:
                 self.tap.segment(run.ack, 0, 0, RST)
             return False
-        self._established(run)
-        return True
-
-    def _established(self, run: Run) -> None:
         self._learn(ESTABLISHED)
-        self.seq_ack_from_tap = run.ack
-        self.round_trip.backoff = 0
-        self.retransmit_at = NEVER
+        self.send.established(run)
+        return True
 
     def _answer(self, run: Run, now: float) -> None:
         """The guest's answer to our SYN (RFC 9293, 3.10.7.3)."""
         flags = run.flags
-        if flags & ACK and run.ack != self.seq_to_tap:
+        if flags & ACK and run.ack != self.send.seq_to_tap:
             if not flags & RST:
                 self.tap.segment(run.ack, 0, 0, RST)
         elif flags & RST:
             if flags & ACK:
-                # Nobody listens: the client on the host has a connection by now, and sees it reset
+                # The port is closed: the client on the host has a connection already, and sees it reset
                 self.error = errno.ECONNREFUSED
                 self._abort_host()
         elif flags & SYN and flags & ACK:
             self._syn_from_tap(run)
-            self._established(run)
+            self._learn(ESTABLISHED)
+            self.send.established(run)
             self._ack()
             self._pump(now)
 
     def _reset_or_syn(self, run: Run) -> None:
-        """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, the rest is challenged."""
+        """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, anything else is challenged."""
         if run.flags & RST:
-            if run.seq == self.seq_from_tap:
+            if run.seq == self.receive.seq_from_tap:
                 self.error = errno.ECONNRESET
                 self._leave_host()
                 return
-            if not self._in_window(run.seq):
+            if not self.receive.in_window(run.seq):
                 return
         self._ack()
 
-    def _in_window(self, number: int) -> bool:
-        """True for a sequence number that the guest may use now."""
-        return 0 <= seq.diff(number, self.seq_from_tap) < self._room_left()
+    # The two directions
+
+    def _payload(self, run: Run, offset: int) -> None:
+        """Payload, FIN or both; the first `offset` bytes were read before."""
+        receive = self.receive
+        if offset < 0:
+            # RFC 5681, section 4.2: one duplicate ACK for each segment that came too early
+            for _ in range(min(run.frames, DUP_ACKS_SENT_MAX)):
+                self._ack()
+            return
+        if receive.ended:
+            self._ack()
+            return
+        error = receive.take(run, offset)
+        if error:
+            self._broken(error)
+        elif run.flags & FIN and receive.take_fin(run):
+            self._learn(TAP_FIN_RCVD)
+            self._ack()
+            if not receive.kept:
+                self._shutdown()
+
+    def _writable(self) -> None:
+        """The host socket takes data again."""
+        receive = self.receive
+        if receive.kept:
+            error = receive.flush()
+            if error:
+                self._broken(error)
+                return
+            if receive.kept:
+                return
+            if receive.ended:
+                self._shutdown()
+                return
+        if not self.facts & ESTABLISHED or receive.ended:
+            return
+        left = receive.room_left()
+        room = receive.room(left)
+        if receive.is_update(room, left):
+            self._send_ack(room, left)
+        elif receive.starved:
+            self._throttle()
+
+    def _ack(self) -> None:
+        """Acknowledge what was read, with the window as it is now."""
+        receive = self.receive
+        left = receive.room_left()
+        self._send_ack(receive.room(left), left)
+
+    def _send_ack(self, room: int, left: int) -> None:
+        receive = self.receive
+        receive.ack_due = False
+        field = receive.advertise(room, left)
+        self.tap.segment(self.send.seq_to_tap, receive.seq_from_tap, field, ACK)
+        if receive.starved:
+            self._throttle()
+
+    def _throttle(self) -> None:
+        """Have the small queue resume this connection: a guest that was left with too little may stop."""
+        self.receive.starved = False
+        self._queue.throttle(self)
+
+    def _reads(self) -> bool:
+        """True if something is left to be read from the host socket, and the guest takes it."""
+        reading = self.facts & (ESTABLISHED | SOCK_FIN_RCVD) == ESTABLISHED
+        return reading and self.send.wnd_from_tap > self.send.in_flight()
+
+    def _pump(self, now: float) -> None:
+        """Move what the host socket has to the guest."""
+        facts = self.facts
+        if not facts & ESTABLISHED or facts & TAP_FIN_SENT:
+            return
+        learned = self.send.pump(now, facts & SOCK_FIN_RCVD != 0)
+        if learned:
+            if learned < 0:
+                self._broken(-learned)
+                return
+            for fact in (SOCK_FIN_RCVD, TAP_FIN_SENT):
+                if learned & fact:
+                    self._learn(fact)
+        if self.receive.starved:
+            self._throttle()
 
     # Timers
 
     def _timeout(self, now: float) -> None:
-        """Something was not answered in time."""
+        """The guest did not answer in time."""
+        send = self.send
         established = self.facts & ESTABLISHED
-        if established and not self._in_flight() and not self._held_up():
-            self.retransmit_at = NEVER
+        if established and not send.in_flight() and not send.held_up():
+            send.retransmit_at = NEVER
             return
         self.unanswered += 1
-        self.round_trip.expired()
+        send.round_trip.expired()
         if self.unanswered > (RETRIES if established else SYN_ACK_RETRIES):
-            self._gone()
+            self._guest_is_gone()
             return
         if not established:
             if self.facts & TAP_SYN_SENT:
-                self._syn(now)
+                self._send_syn(now)
             else:
-                self._syn_ack(now)
+                self._send_syn_ack(now)
             return
-        if self._in_flight():
-            self.recover = self.seq_to_tap
-            self._retransmit()
+        if send.in_flight():
+            send.recover = send.seq_to_tap
+            send.retransmit()
         else:
             # The tap did not take it, or the window is closed (RFC 9293, 3.8.6.1)
             self._pump(now)
             if self.facts & CLOSED:
                 return
-            if not self._in_flight():
-                self._probe()
-        self.retransmit_at = now + self.round_trip.timeout()
-
-    def _probe(self) -> None:
-        """Ask for an acknowledgement: a segment that the guest must answer and has seen."""
-        field = self._last_field()
-        self.tap.segment(seq.add(self.seq_to_tap, -1), self.seq_from_tap, field, ACK)
+            if not send.in_flight():
+                send.probe()
+        send.retransmit_at = now + send.round_trip.timeout()
 
     def _keepalive(self, now: float) -> None:
-        """The guest was silent for long (RFC 9293, 3.8.4)."""
+        """The guest has been silent for long (RFC 9293, 3.8.4)."""
         self.quiet_since = now
         self.unanswered += 1
         if self.unanswered > KEEPALIVE_PROBES:
-            self._gone()
+            self._guest_is_gone()
         else:
-            self._probe()
+            self.send.probe()
+
+    # Ends
+
+    def _shutdown(self) -> None:
+        """Everything that the guest has sent is in the host socket: pass its FIN on."""
+        result = self.host.shutdown()
+        if result < 0:
+            self._broken(-result)
+            return
+        self._learn(SOCK_FIN_SENT)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close once both directions have ended."""
+        if self.facts & FINISHED == FINISHED:
+            self.host.close()
+            self._learn(CLOSED)
+
+    def _broken(self, error: int) -> None:
+        """The host socket has failed: the guest gets a RST."""
+        self.error = error
+        self._send_reset()
+        self.host.close()
+        self._learn(CLOSED)
+
+    def _send_reset(self) -> None:
+        # Before the guest's SYN there is nothing to acknowledge
+        flags = RST | ACK if self.facts & TAP_SYN_RCVD else RST
+        self.tap.segment(self.send.seq_to_tap, self.receive.seq_from_tap, 0, flags)
+
+    def _guest_is_gone(self) -> None:
+        """The guest answers no more."""
+        self._send_reset()
+        self.error = errno.ETIMEDOUT
+        self._leave_host()
+
+    def _leave_host(self) -> None:
+        """The guest has reset the connection, or is gone: end it for the remote host.
+
+        What was acknowledged still goes there first.  Behind the guest's FIN the data is complete, and ends as such;
+        otherwise it is not, and the remote host is told so by a reset.
+        """
+        self.host.close(not self.facts & TAP_FIN_RCVD)
+        self._learn(CLOSED)
+
+    def _abort_host(self) -> None:
+        """Nothing was acknowledged yet, or nothing can be relied on: the remote host sees a reset at once."""
+        self.host.abort()
+        self._learn(CLOSED)

@@ -87,12 +87,19 @@ class Seen(Protocol):
     def frames(self) -> int: ...
 
 
+class Reading(Protocol):
+    """What is asked of the receiving half of a connection."""
+
+    seq_from_tap: int
+    mss: int
+    frame_bytes: int
+
+
 class Resumable(Protocol):
     """What is asked of a connection."""
 
-    seq_from_tap: int
-    mss_from_tap: int
-    frame_bytes: int
+    @property
+    def receive(self) -> Reading: ...
 
     def resume(self) -> None: ...
 
@@ -220,7 +227,7 @@ class SmallQueue:
 
     def throttle(self, connection: Resumable) -> None:
         """It was left with too little: it is to be resumed."""
-        self.throttled[connection] = (connection.seq_from_tap, self._now)
+        self.throttled[connection] = (connection.receive.seq_from_tap, self._now)
 
     def resume_after(self, now: float) -> float:
         """How long to wait before resume() is asked again, seconds."""
@@ -240,11 +247,10 @@ class SmallQueue:
         waiting, self.throttled = self.throttled, {}
         self._exhausted = False
         for connection, (seq, at) in waiting.items():
-            frames = min(
-                connection.mss_from_tap // (connection.frame_bytes or FRAME_BYTES_SMALL) + 1, RESUMED_FRAMES
-            )
-            if connection.seq_from_tap != seq:
-                self.throttled[connection] = (connection.seq_from_tap, now)
+            receive = connection.receive
+            frames = min(receive.mss // (receive.frame_bytes or FRAME_BYTES_SMALL) + 1, RESUMED_FRAMES)
+            if receive.seq_from_tap != seq:
+                self.throttled[connection] = (receive.seq_from_tap, now)
             elif at > since:
                 self.throttled[connection] = (seq, at)
             elif self._granted and self._granted + frames > self._ring // 4:

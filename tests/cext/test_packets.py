@@ -15,9 +15,8 @@ from scapy.layers.l2 import Ether
 
 from pysplice import _cext
 from pysplice.datagram import fragments, routes
-from pysplice.inside import make
-from pysplice.tap import template
-from pysplice.translate import unpack
+from pysplice.sockets.request import HostMaker, SocketRequest, make
+from pysplice.wire import frame_start, unpack
 
 from ..support.taps import ADDRESSES, GUEST_MAC, OUR_MAC, VNET, key, tap_pair
 
@@ -261,7 +260,7 @@ def test_forward(tap, host, version, size):
     payloads = [os.urandom(size) for _ in range(10)]
     for payload in payloads:
         host[1].send(payload)
-    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    start = frame_start(GUEST, MAC, key(version, dport=53), PROTO_UDP)
     assert tap.forward(start, host[0].fileno(), 1500, False) == 10
     frames = tap.frames()
     assert len(frames) == 10
@@ -274,7 +273,7 @@ def test_forward(tap, host, version, size):
 def test_a_checksum_of_zero_goes_out_as_ones(version):
     """RFC 768: 0 means that there is none."""
     pair, host = Pair(False), connected_pair()
-    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    start = frame_start(GUEST, MAC, key(version, dport=53), PROTO_UDP)
     # Find a payload whose checksum is 0
     probe = bytes(2)
     host[1].send(probe)
@@ -304,7 +303,7 @@ def whole(frames):
 def test_forward_in_fragments(tap, host, version, mtu, size):
     payload = os.urandom(size)
     host[1].send(payload)
-    start = template(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    start = frame_start(GUEST, MAC, key(version, dport=53), PROTO_UDP)
     assert tap.forward(start, host[0].fileno(), mtu, True) == 1
     frames = tap.frames()
     if size + (28 if version == 4 else 48) <= mtu:
@@ -336,7 +335,7 @@ def test_joined_ones_stay_joined_where_the_tap_takes_that(host):
         payload = os.urandom(10 * 1000 + 5)
         host[1].setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
         host[1].send(payload)
-        start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+        start = frame_start(GUEST, MAC, key(4, dport=53), PROTO_UDP)
         assert pair.forward(start, host[0].fileno(), 1500, uso) >= 1
         frames = pair.frames()
         assert b"".join(bytes(Ether(frame)[UDP].payload) for _, frame in frames) == payload
@@ -392,7 +391,7 @@ def test_relay_says_why(host):
 
 def open_socket(version, address, port=0):
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    return routes.open_port(family, address, port)
+    return routes.open_port(HostMaker(), family, address, port)
 
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
@@ -417,7 +416,7 @@ def test_each_has_its_peer(isolated, version):
         for address in called:
             peer, local, interface, first, count = groups[i]
             i += 1
-            assert routes.peer_of(peer) == routes.peer_of_words(client.getsockname())
+            assert routes.peer_of(peer) == routes.peer_of_python(client.getsockname())
             assert routes.sockaddr(port.family, routes.peer_of(peer)) == peer
             assert (unpack(local), interface) == (address, 1)
             assert packets.payload(first) == [b"one"] and packets.payload(first + 1) == [b"two"]
@@ -434,16 +433,13 @@ def test_each_has_its_peer(isolated, version):
 def test_a_socket_of_both_versions(isolated):
     """IPv4 comes to it as such, and is answered from the address that was called."""
     packets = _cext.Packets()
-    request = {
-        "family": int(socket.AF_INET6),
-        "kind": int(socket.SOCK_DGRAM),
-        "bind": ["::", 0],
-        "v6only": 0,
-    }
+    request = SocketRequest(
+        socket.AF_INET6, socket.SOCK_DGRAM, bind=("::", 0), v6only=False, packet_info=True
+    )
     with make(request) as server, open_socket(4, "127.0.0.1") as client:
         client.sendto(b"x", ("127.0.0.7", server.getsockname()[1]))
         ((peer, local, _, first, count),) = packets.receive(server.fileno())
-        assert routes.peer_of(peer) == routes.peer_of_words(client.getsockname())
+        assert routes.peer_of(peer) == routes.peer_of_python(client.getsockname())
         assert unpack(local) == "127.0.0.7"
         control = routes.ancillary(local, 0, 0, routes.peer_of(peer))
         assert packets.relay(first, count, server.fileno(), peer, control) == 0
@@ -456,7 +452,7 @@ def test_datagrams_of_a_run_to_an_address(isolated, tap, version):
     assert (run.df, run.group) == (version == 6, 0)
     with open_socket(version, LOOPBACK[version]) as server:
         with open_socket(version, "0.0.0.0" if version == 4 else "::") as ours:
-            peer = routes.peer_of_words(server.getsockname())
+            peer = routes.peer_of_python(server.getsockname())
             address = routes.sockaddr(ours.family, peer)
             control = routes.ancillary(b"", 1, 9, peer)
             done = 0
@@ -521,7 +517,7 @@ def test_without_a_hop_left_it_is_handed_over_whole(tap):
 
 def test_wrong_calls(tap, host):
     _, (run,), _ = tap.put(datagram(4, b"x"))
-    start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+    start = frame_start(GUEST, MAC, key(4, dport=53), PROTO_UDP)
     fd = host[0].fileno()
     for call in (
         lambda: tap.send(run.handle + 5, fd, 0),
@@ -599,7 +595,7 @@ def test_capture(tap, tmp_path, host):
     path = tmp_path / "cap"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     tap.tap.capture(fd)
-    start = template(GUEST, MAC, key(4, dport=53), PROTO_UDP)
+    start = frame_start(GUEST, MAC, key(4, dport=53), PROTO_UDP)
     tap.put(datagram(4, b"in"))
     host[1].send(b"out")
     tap.forward(start, host[0].fileno(), 1500, False)

@@ -14,8 +14,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from pysplice import _cext
-from pysplice.services.icmp import checksum
-from pysplice.tap import template
+from pysplice.wire import checksum, frame_start
 
 from ..support.taps import GUEST_MAC, OUR_MAC, VNET, key, segment, tap_pair
 
@@ -258,11 +257,11 @@ def test_bounds_are_checked(tap):
         lambda: tap.tap.store(run.handle, stream, 0, 3),
         lambda: tap.tap.headers(run.handle + 65536),
         lambda: tap.tap.emit(b"short", 0, 0, 0, 0, b""),
-        lambda: tap.tap.emit(template(GUEST, MAC, key()), 0, 0, 0, 0, b"odd"),
-        lambda: tap.tap.emit(template(GUEST, MAC, key()), 0, 0, 0, 0, bytes(44)),
-        lambda: tap.tap.emit_data(template(GUEST, MAC, key()), 0, 0, 0, 0, 0, stream, 0, 0),
-        lambda: tap.tap.emit_data(template(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, 0, 1),
-        lambda: tap.tap.emit_data(template(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, -1, 1),
+        lambda: tap.tap.emit(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, b"odd"),
+        lambda: tap.tap.emit(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, bytes(44)),
+        lambda: tap.tap.emit_data(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, 0, stream, 0, 0),
+        lambda: tap.tap.emit_data(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, 0, 1),
+        lambda: tap.tap.emit_data(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, -1, 1),
         lambda: _cext.Stream(0),
         lambda: _cext.Stream(2**40),
         lambda: stream.discard(1),
@@ -374,7 +373,7 @@ def tcp_sum(frame):
 @BOTH
 def test_emit(tap, version):
     syn_ack = bytes((2, 4, 5, 180, 1, 3, 3, 7))
-    assert tap.tap.emit(template(GUEST, MAC, key(version)), 1, 2**32 - 1, 65535, 0x12, syn_ack) == 0
+    assert tap.tap.emit(frame_start(GUEST, MAC, key(version)), 1, 2**32 - 1, 65535, 0x12, syn_ack) == 0
     vnet, frame = tap.get()
     tcp = l4(frame)
     assert (tcp.seq, tcp.ack, tcp.window, tcp.flags) == (1, 2**32 - 1, 65535, "SA")
@@ -423,7 +422,7 @@ def test_emit_data(tap, version, mss, size):
         part = min(size + 1 - sent, mss * 30)
         flags = ACK | PSH
         result = tap.tap.emit_data(
-            template(GUEST, MAC, key(version)),
+            frame_start(GUEST, MAC, key(version)),
             (first + sent) % 2**32,
             9,
             77,
@@ -458,10 +457,10 @@ def test_refused_frames_are_errors():
     with ours:
         tap = _cext.Tap(ours.fileno(), False)
         guest.close()
-        assert tap.emit(template(GUEST, MAC, key()), 0, 0, 0, 0, b"") < 0
+        assert tap.emit(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, b"") < 0
         stream = _cext.Stream(10)
         fill(stream, b"0123")
-        assert tap.emit_data(template(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, 0, 4) < 0
+        assert tap.emit_data(frame_start(GUEST, MAC, key()), 0, 0, 0, 0, 9, stream, 0, 4) < 0
         assert tap.emit_frame(bytes(60)) < 0
 
 

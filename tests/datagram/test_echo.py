@@ -5,6 +5,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 
 from pysplice.datagram import echo, errors
+from pysplice.link import icmp
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
 A4, B4, A6, B6 = "10.0.2.15", "192.0.2.7", "fd00::15", "2001:db8::7"
@@ -64,8 +65,6 @@ def test_an_error_quotes_the_guests_identifier(version):
     protocol = 1 if version == 4 else 58
     sent = message[:2] + b"\x11\x11\x77\x77" + message[6:]
     quoted = errors.quoted(key, protocol, sent, GUEST, MAC)
-    from pysplice.services import icmp
-
     source = key[4:8] if version == 4 else key[16:32]
     frame = icmp.error_frame(quoted, *((11, 0) if version == 4 else (3, 0)), 0, MAC, source)
     frame = echo.with_ident(frame, key[-4:-2])

@@ -10,7 +10,7 @@ from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, fragment6
 
 from pysplice.datagram import fragments
-from pysplice.services.icmp import checksum
+from pysplice.wire import checksum
 
 BOTH = pytest.mark.parametrize("version", (4, 6))
 A4, B4, A6, B6 = "10.0.2.15", "192.0.2.7", "fd00::15", "2001:db8::7"

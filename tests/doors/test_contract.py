@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from typing import Any, NamedTuple
 
 import pytest
 from scapy.layers.inet import TCP
@@ -16,14 +17,24 @@ from scapy.layers.l2 import Ether
 
 from pysplice import _cext
 from pysplice.budget import STREAM_SIZES, STREAMS_BYTES
-from pysplice.host import HostSockets
-from pysplice.tap import Station, TapEnd
+from pysplice.link.neighbours import Station
+from pysplice.link.tap import TapEnd
+from pysplice.sockets.request import HostMaker
+from pysplice.stream.host import HostSockets
 from pysplice.tcp.doors import ACK, CLOSING, ERROR, PSH, READABLE, RST, SYN, WRITABLE
 
+from ..support.loops import FakeLoop
 from ..support.taps import GUEST_MAC, OUR_MAC, key, segment, tap_pair
 from .fakes import FakeHost, FakeRun, FakeTap, Segment
 
 PAYLOAD = bytes(range(256)) * 200
+
+
+class Payload(NamedTuple):
+    """What moves the bytes of runs."""
+
+    send_run: Any
+    store_run: Any
 
 
 class Fake:
@@ -73,7 +84,9 @@ class Real:
     def __init__(self) -> None:
         self.tap_fd, self.guest = tap_pair()
         self.tap = _cext.Tap(self.tap_fd.fileno(), False)
-        self.hosts = HostSockets(self.tap.send, self.tap.store)
+        self.loop = FakeLoop()
+        payload = Payload(self.tap.send, self.tap.store)
+        self.hosts = HostSockets(payload, HostMaker(), self.loop)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.door = self.hosts.connect(socket.AF_INET, listener.getsockname())
             self.remote, _ = listener.accept()
@@ -125,7 +138,7 @@ class Real:
         while time.monotonic() < until:
             for fd, ready in self.hosts.poll():
                 self.hosts.lingering.on_ready(fd, ready)
-            self.hosts.lingering.expire(time.monotonic())
+            self.loop.advance(0.1)
             try:
                 part = self.remote.recv(1 << 20)
             except TimeoutError:
@@ -252,7 +265,7 @@ def test_capacity_is_the_streams(host):
 
 def test_many_streams_are_small_ones(isolated):
     """What 300 connections hold for their guests is bounded; what is given back is used again."""
-    hosts = HostSockets(None, None)
+    hosts = HostSockets(Payload(None, None), HostMaker(), FakeLoop())
     lent = [(hosts.borrow(size), size) for size in (hosts.share() for _ in range(2000))]
     sizes = [size for _, size in lent]
     assert sizes == sorted(sizes, reverse=True) and set(sizes) == set(STREAM_SIZES)
@@ -314,7 +327,7 @@ def test_facts(host):
 
 
 def test_connect_errors(isolated):
-    hosts = HostSockets(None, None)
+    hosts = HostSockets(Payload(None, None), HostMaker(), FakeLoop())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = listener.getsockname()
     door = hosts.connect(socket.AF_INET, closed)
@@ -363,13 +376,9 @@ class RealTapSide:
             emit = tap.emit
             emit_data = tap.emit_data
 
-            @staticmethod
-            def station(address, mac):
-                return self.station
-
         guest_mac = bytes.fromhex(GUEST_MAC.replace(":", ""))
         self.station = Station(guest_mac)
-        self.door = TapEnd(Device, guest_mac, key(), self._errors.append)
+        self.door = TapEnd(Device, self.station, key(), self._errors.append)
 
     def stream(self, data: bytes):
         stream = _cext.Stream(len(data) or 1)

@@ -523,7 +523,7 @@ def test_without_the_process_in_the_namespace(world):
 
 def test_somebody_else_takes_privileges(world):
     code = (
-        "import os, sys; from pysplice.setup import isolation; isolation.drop_privileges(); "
+        "import os, sys; from pysplice.setup import privileges; privileges.drop_privileges(); "
         "sys.argv[1:] = ['--runas', '5', '--', 'true']; from pysplice.__main__ import main; main()"
     )
     result = world.host.run(sys.executable, "-c", code, check=False)

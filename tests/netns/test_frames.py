@@ -12,9 +12,10 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
-from pysplice.births import MSS_MAX_VNET
 from pysplice.budget import HALF_OPEN_MAX
-from pysplice.services.icmp import ERRORS_BURST, ERRORS_PER_SECOND, checksum
+from pysplice.link.icmp import ERRORS_BURST, ERRORS_PER_SECOND
+from pysplice.stream.open import MSS_MAX_VNET
+from pysplice.wire import checksum
 
 from ..support.transfer import Background, transfer
 from .test_flows import descriptors, pair

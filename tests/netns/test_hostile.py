@@ -463,7 +463,7 @@ def test_no_inotify_instance_left(world, tmp_path):
         "import ctypes, sys\n"
         "libc = ctypes.CDLL(None)\n"
         "while libc.inotify_init1(0) >= 0: pass\n"
-        "from pysplice.setup import isolation; isolation.close_leaked = lambda keep: None\n"
+        "from pysplice.setup import files; files.close_leaked = lambda keep: None\n"
         "from pysplice.__main__ import main; main()"
     )
     path = tmp_path / "netns"

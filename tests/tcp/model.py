@@ -195,7 +195,7 @@ class World:
         for s in segments:
             if s.flags & RST:
                 continue
-            ws = 0 if s.flags & SYN else self.connection.ws_to_tap
+            ws = 0 if s.flags & SYN else self.connection.receive.ws_to_tap
             edge = seq.add(s.ack, s.window << ws)
             # After much rounding up it may dip by less than the scale can say
             moved = 0 if self.edge is None else seq.diff(edge, self.edge)

@@ -8,8 +8,8 @@ from pysplice.tcp import seq, window
 from pysplice.tcp.connection import RETRIES, SYN_ACK_RETRIES
 from pysplice.tcp.doors import ACK, CLOSING, ERROR, FIN, HANGUP, PSH, READABLE, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
+from pysplice.tcp.send import DUP_ACKS
 from pysplice.tcp.timing import NEVER
-from pysplice.tcp.transfer import DUP_ACKS
 
 from ..doors.fakes import FakeRun
 from .scene import ISN, Scene
@@ -35,7 +35,7 @@ def test_a_guest_that_does_not_scale_is_not_scaled_to():
     scene.guest(window=65535)
     (ack,) = scene.guest(b"x" * 100)
     assert ack.window == 65535
-    assert scene.connection.wnd_from_tap == 512
+    assert scene.connection.send.wnd_from_tap == 512
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_short_send_is_kept_and_flushed():
 
 def test_kept_bytes_are_bounded_by_the_window():
     scene = Scene(sndbuf=50_000).established()
-    edge = scene.connection.wnd_edge_to_tap
+    edge = scene.connection.receive.wnd_edge
     scene.host.sndbuf = 0
     for _ in range(10_000):
-        scene.guest(b"z" * 1000, at=seq.diff(scene.connection.seq_from_tap, scene.next))
+        scene.guest(b"z" * 1000, at=seq.diff(scene.connection.receive.seq_from_tap, scene.next))
     assert len(scene.host.kept) <= seq.diff(edge, scene.next) + 65536
 
 
@@ -204,7 +204,7 @@ def test_many_small_segments_close_the_window_too(size):
     scene.host.sndbuf = 0
     kept = before = 0
     for _ in range(200_000 // size):
-        (ack,) = scene.guest(b"z" * size, at=seq.diff(scene.connection.seq_from_tap, scene.next))
+        (ack,) = scene.guest(b"z" * size, at=seq.diff(scene.connection.receive.seq_from_tap, scene.next))
         if not ack.window:
             break
         # nothing that fits into the window is refused
@@ -237,7 +237,7 @@ def test_window_probe_is_answered():
     scene = Scene(sndbuf=20_000).established()
     scene.guest(b"x" * 20_000)
     (answer,) = scene.guest(at=-1)
-    assert answer.ack == scene.connection.seq_from_tap
+    assert answer.ack == scene.connection.receive.seq_from_tap
 
 
 def test_host_socket_breaks_under_an_upload():
@@ -383,7 +383,7 @@ def test_ack_of_what_was_never_sent():
     (answer,) = scene.guest(b"dropped too", at=0, ack=seq.add(scene.acked, 1000))
     assert answer.flags == ACK
     assert scene.host.outbox == b""
-    assert scene.connection.seq_ack_from_tap == scene.acked
+    assert scene.connection.send.seq_ack_from_tap == scene.acked
 
 
 # Loss on the way to the guest
@@ -401,7 +401,7 @@ def test_retransmission_backs_off():
         times.append(scene.now - begun)
     assert times == pytest.approx([1, 3, 7, 15])
     scene.ack(4)
-    assert scene.connection.retransmit_at == NEVER
+    assert scene.connection.send.retransmit_at == NEVER
 
 
 def test_round_trips_set_the_timer():
@@ -410,11 +410,11 @@ def test_round_trips_set_the_timer():
     scene.remote(b"one")
     scene.now += 0.1
     scene.ack(3)
-    assert scene.connection.round_trip.rto == pytest.approx(0.3)
+    assert scene.connection.send.round_trip.rto == pytest.approx(0.3)
     scene.remote(b"two")
     scene.now += 0.0001
     scene.ack(3)
-    assert scene.connection.round_trip.rto >= 0.2
+    assert scene.connection.send.round_trip.rto >= 0.2
 
 
 def test_fast_retransmit_and_recovery():
@@ -430,7 +430,7 @@ def test_fast_retransmit_and_recovery():
     (next_hole,) = scene.ack(3000)
     assert next_hole.seq == scene.acked
     scene.ack(3000)
-    assert scene.connection.recover < 0
+    assert scene.connection.send.recover < 0
 
 
 def test_duplicate_acks_that_came_as_one_run():
@@ -646,7 +646,7 @@ def test_a_guest_that_does_not_scale_back():
     scene.answered()
     (ack,) = scene.guest(b"x" * 100, window=65535)
     assert ack.window == 65535
-    assert scene.connection.wnd_from_tap == 65535
+    assert scene.connection.send.wnd_from_tap == 65535
 
 
 def test_the_first_window_holds_for_the_first_data():
@@ -696,8 +696,8 @@ def test_before_its_fin_the_reset_comes_behind_what_was_acknowledged():
 def test_a_fin_on_a_closed_window():
     """It is one beyond the edge, and the field says 0, not -1 (RFC 9293, 3.8.6)."""
     scene = Scene(wscale=-1, sndbuf=4608).established()
-    while scene.connection._room_left() > 0:
-        scene.guest(b"x" * min(scene.connection._room_left(), 1460))
+    while scene.connection.receive.room_left() > 0:
+        scene.guest(b"x" * min(scene.connection.receive.room_left(), 1460))
     (answer,) = scene.guest(flags=FIN | ACK)
     assert answer.window == 0
 
@@ -710,7 +710,7 @@ def test_the_window_of_an_older_segment_does_not_count():
     (data,) = [s for s in scene.guest(at=10, window=512) if s.payload]  # it has overtaken the next one
     assert len(data.payload) == 3000
     scene.guest(b"0123456789", window=0)
-    assert scene.connection.wnd_from_tap == 512 << 7
+    assert scene.connection.send.wnd_from_tap == 512 << 7
 
 
 def test_the_window_of_a_run_is_that_of_its_last_segment():
@@ -720,7 +720,7 @@ def test_the_window_of_a_run_is_that_of_its_last_segment():
     scene.connection.on_tap(scene.host.offer(run), scene.now)
     scene.next = seq.add(scene.next, 1000)
     scene.guest(window=0)
-    assert scene.connection.wnd_from_tap == 100 << 7
+    assert scene.connection.send.wnd_from_tap == 100 << 7
 
 
 def test_duplicates_in_the_run_of_the_acknowledgement_that_they_repeat():
@@ -740,9 +740,9 @@ def test_an_acknowledgement_that_is_far_too_old(back, challenged):
     scene = Scene().established()
     scene.remote(b"a" * 10_000)
     scene.ack(10_000)
-    before = scene.connection.seq_from_tap
+    before = scene.connection.receive.seq_from_tap
     sent = scene.guest(b"data", ack=seq.add(scene.acked, -back))
-    assert (scene.connection.seq_from_tap == before) == challenged
+    assert (scene.connection.receive.seq_from_tap == before) == challenged
     assert [s.flags for s in sent] == [ACK]
 
 
@@ -763,4 +763,4 @@ def test_a_window_is_counted_from_the_acknowledgement_that_came_with_it():
     scene.guest(b"x" * 100, window=200)
     scene.acked = seq.add(scene.acked, 14_600)
     scene.guest(b"x" * 100, at=-50, window=10)  # half of it once more
-    assert scene.connection.wnd_from_tap == 10 << 7
+    assert scene.connection.send.wnd_from_tap == 10 << 7

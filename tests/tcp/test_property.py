@@ -46,4 +46,4 @@ def test_nothing_is_sent_twice_without_loss(seed, size):
     rng = random.Random(seed)
     world = World(seed, rng.randbytes(size), rng.randbytes(size), 0.0, 0.0)
     drive(world)
-    assert world.connection.retransmissions == 0
+    assert world.connection.send.retransmissions == 0

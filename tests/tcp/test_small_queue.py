@@ -155,8 +155,9 @@ def test_the_rate_is_not_learnt_from_small_batches():
 
 class Throttled:
     def __init__(self, seq=0, mss=1460, frame_bytes=100):
+        self.receive = self
         self.seq_from_tap = seq
-        self.mss_from_tap = mss
+        self.mss = mss
         self.frame_bytes = frame_bytes
 
 
@@ -221,10 +222,10 @@ def test_the_right_edge_does_not_move_left_for_the_budget():
     q = queue(limit=0)
     scene = Scene(sndbuf=4 << 20, queue=q).established()
     scene.guest(b"x" * 1000)
-    edge = scene.connection.wnd_edge_to_tap
+    edge = scene.connection.receive.wnd_edge
     q.budget = 2000
     (ack,) = scene.guest(b"x" * 1000)
-    assert 0 <= scene.connection.wnd_edge_to_tap - edge < 128  # rounded up
+    assert 0 <= scene.connection.receive.wnd_edge - edge < 128  # rounded up
     assert ack.window << 7 > 2000
 
 
@@ -243,7 +244,7 @@ def throttled_scene(**more):
     q = queue(limit=0)
     scene = Scene(mss=65480, guest_mss=65480, sndbuf=4 << 20, queue=q, **more).established()
     q.budget = 1000
-    scene.guest(b"x" * scene.connection._room_left())
+    scene.guest(b"x" * scene.connection.receive.room_left())
     assert list(q.throttled) == [scene.connection]
     return scene, q
 
@@ -263,7 +264,7 @@ def test_a_throttled_connection_is_resumed():
 
 def test_a_unit_of_the_scale_may_be_more_than_the_budget():
     scene, q = throttled_scene()
-    scene.connection.ws_to_tap = 14
+    scene.connection.receive.ws_to_tap = 14
     for connection in q.resume(1.0, empty=True):
         connection.resume()
     (update,) = scene.tap.take()
@@ -273,9 +274,9 @@ def test_a_unit_of_the_scale_may_be_more_than_the_budget():
 def test_who_waits_for_the_socket_is_listed_when_it_is_writable():
     """The window is closed by the socket; when it may open, the small queue leaves less than a segment."""
     scene = Scene(sndbuf=60_000).established()
-    scene.guest(b"x" * scene.connection._room_left())
-    scene.guest(b"x" * scene.connection._room_left())
-    assert scene.connection._room_left() < 1460 and scene.host.armed
+    scene.guest(b"x" * scene.connection.receive.room_left())
+    scene.guest(b"x" * scene.connection.receive.room_left())
+    assert scene.connection.receive.room_left() < 1460 and scene.host.armed
     scene.queue.budget = 1000
     scene.host.drain()
     assert scene.ready() == []

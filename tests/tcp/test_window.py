@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysplice import config
+from pysplice.config import Config, values
 from pysplice.tcp import window
 from pysplice.tcp.doors import SocketFacts
 
@@ -118,8 +118,8 @@ def test_estimators_are_sane(name, sndbuf, queued, outq, mss, peer):
 
 
 def test_the_options_name_them_all():
-    assert set(config.ESTIMATORS) == set(window.ESTIMATORS)
-    assert config.Config().window == window.DEFAULT_NAME
+    assert set(values.ESTIMATORS) == set(window.ESTIMATORS)
+    assert Config().window == window.DEFAULT_NAME
     assert window.ESTIMATORS[window.DEFAULT_NAME] is window.DEFAULT_ESTIMATOR
     for estimator in window.ESTIMATORS.values():
         assert "Fails" in estimator.__doc__ or "otherwise" in estimator.__doc__
@@ -226,13 +226,13 @@ def test_a_burst_into_a_small_buffer(name, collapses):
     scene = Scene(estimate=window.ESTIMATORS[name], **host).established()
     connection = scene.connection
     for _ in range(20):
-        left = connection._room_left()
+        left = connection.receive.room_left()
         for start in range(0, left, 64_000):
             scene.guest(b"x" * min(left - start, 64_000))
         scene.host.drain()
         scene.ready()
-    assert bool(connection.short_sends) == collapses
-    assert bool(connection.short_bytes) == collapses
+    assert bool(connection.receive.short_sends) == collapses
+    assert bool(connection.receive.short_bytes) == collapses
 
 
 def test_without_meminfo():

@@ -1,0 +1,117 @@
+"""`pysplice ctl PATH ...`: sends requests to a process that runs with -c PATH, and prints the answers.
+
+Owns nothing.  Imports `config`.
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..config.ports import OPTIONS, UNIX
+
+TIMEOUT = 10.0  # seconds
+
+USAGE = """\
+Usage: pysplice ctl PATH show
+       pysplice ctl PATH add [-t|-u|-T|-U PORTS]...
+       pysplice ctl PATH del [-t|-u|-T|-U PORTS]...
+
+Show or change the forwarded ports of a pysplice that was started with -c PATH.  PORTS is written as
+for the option, and del takes a part of a range too.  show lists rules, listeners and connections.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit status of the words behind `ctl`."""
+    words = list(words)
+    if words in (["-h"], ["--help"]):
+        sys.stdout.write(USAGE)
+        return 0
+    requests, problem = _requests(words)
+    if problem:
+        sys.stderr.write(f"pysplice: {problem}; see pysplice ctl --help\n")
+        return 1
+    for request in requests:
+        try:
+            answer = _ask(words[0], request)
+        except (OSError, ValueError) as e:
+            reason = (
+                e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
+            )
+            sys.stderr.write(f"pysplice: cannot ask {words[0]}: {reason}{_hint(e)}\n")
+            return 1
+        if not answer.get("ok"):
+            sys.stderr.write(f"pysplice: {answer.get('error')}\n")
+            return 1
+        _print(answer)
+    return 0
+
+
+def _requests(words: list[str]) -> tuple[list[dict[str, str]], str]:
+    """The requests of a command line, or what is wrong with it."""
+    if not words:
+        return [], "ctl needs the PATH of a control socket, and show, add or del"
+    if len(words) == 1:
+        return [], f"ctl {words[0]} needs show, add or del behind the path"
+    what, rest = words[1], words[2:]
+    if what == "show":
+        return (
+            ([{"do": "show"}], "") if not rest else ([], f"show takes nothing more, not '{' '.join(rest)}'")
+        )
+    if what not in ("add", "del"):
+        return [], f"ctl takes show, add or del, not '{what}'"
+    if not rest:
+        return [], f"{what} needs an option and ports, as in: {what} -t 8080:80"
+    requests = []
+    while rest:
+        option = rest.pop(0)
+        if option not in OPTIONS:
+            return [], f"{what} needs one of -t, -u, -T and -U before '{option}'"
+        if not rest:
+            return [], f"{option} needs ports, as in: {what} {option} 8080:80"
+        requests.append({"do": what, "option": option, "ports": _absolute(rest.pop(0))})
+    return requests, ""
+
+
+def _hint(error: Exception) -> str:
+    """What a failure to reach the socket may come from."""
+    if isinstance(error, ConnectionRefusedError):
+        return "; the process that had this socket has ended"
+    if isinstance(error, FileNotFoundError):
+        return "; start pysplice with -c and this path"
+    if isinstance(error, PermissionError):
+        return "; the socket is for the user who has started pysplice, and for root"
+    return ""
+
+
+def _print(answer: dict[str, Any]) -> None:
+    for name, label in (("rules", "rule"), ("listening", "listening"), ("connections", "connection")):
+        for line in answer.get(name, ()):
+            sys.stdout.write(f"{label} {line}\n")
+    if "counts" in answer:
+        sys.stdout.write(f"{answer['counts']}\n")
+
+
+def _absolute(ports: str) -> str:
+    """Ports with the path of a UNIX socket made absolute: the serving process has another working directory."""
+    if not ports.startswith(UNIX):
+        return ports
+    path, colon, port = ports[len(UNIX) :].rpartition(":")
+    return f"{UNIX}{os.path.abspath(path)}{colon}{port}" if path else ports
+
+
+def _ask(path: str, request: dict[str, str]) -> dict[str, Any]:
+    """The answer to a request; raises OSError or ValueError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.connect(path)
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        with sock.makefile() as lines:
+            answer = json.loads(lines.readline() or '{"error": "no answer"}')
+    if not isinstance(answer, dict):
+        raise ValueError("not an answer")
+    return answer

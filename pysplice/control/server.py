@@ -1,0 +1,125 @@
+"""Control at run time: a UNIX socket that takes one request a line and gives one answer a line, as JSON.
+
+Owns its clients, which the keeper has let in (sockets/unix.py).  Imports `config` and `loop`.
+
+    {"do": "show"}
+    {"do": "add", "option": "-t", "ports": "8080:80"}
+    {"do": "del", "option": "-t", "ports": "8080:80"}
+
+An answer has `ok`, and `error` or what was asked for.
+"""
+
+# system calls (serve): recvfrom sendto
+
+import json
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from ..config import ConfigError
+from ..config.ports import OPTIONS, Rule, parse
+from ..loop import Loop
+
+LINE_MAX = 65536  # bytes
+CLIENTS_MAX = 16
+
+
+class Forwarding(Protocol):
+    """What is controlled."""
+
+    def add(self, rule: Rule) -> None:
+        """Forward more; raises ConfigError."""
+
+    def remove(self, rule: Rule) -> None:
+        """Forward less; raises ConfigError."""
+
+
+class Control:
+    """The server; clients are brought by take().  `show` gives the answer to that request."""
+
+    def __init__(self, forwarding: Forwarding, show: Callable[[], dict[str, Any]], loop: Loop) -> None:
+        self._forwarding = forwarding
+        self._show = show
+        self._loop = loop
+        self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
+
+    def take(self, client: socket.socket) -> None:
+        """Serve a client."""
+        if len(self._clients) >= CLIENTS_MAX:
+            # The client that has been there longest has had its time
+            self._drop(next(iter(self._clients)))
+        client.setblocking(False)
+        fd = client.fileno()
+        self._clients[fd] = (client, bytearray())
+        self._loop.watch(fd, partial(self._read, fd))
+
+    def _read(self, fd: int) -> None:
+        client, held = self._clients[fd]
+        try:
+            data = client.recv(LINE_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        held += data
+        if not data or len(held) > LINE_MAX:
+            self._drop(fd)
+            return
+        while b"\n" in held:
+            line, _, rest = bytes(held).partition(b"\n")
+            held[:] = rest
+            answer = json.dumps(self._answer(line)).encode() + b"\n"
+            try:
+                if client.send(answer) < len(answer):
+                    self._drop(fd)
+                    return
+            except OSError:
+                self._drop(fd)
+                return
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        """The answer to one request."""
+        try:
+            request = json.loads(line)
+            what = request["do"]
+            if what == "show":
+                return {"ok": True, **self._show()}
+            if what not in ("add", "del"):
+                raise ConfigError(f"unknown request '{what}'")
+            option, text = str(request["option"]), str(request["ports"])
+            if option not in OPTIONS or text == "none":
+                raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
+            self._change(what == "add", parse(option, *OPTIONS[option], text))
+        except ConfigError as e:
+            return {"ok": False, "error": str(e)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {"ok": False, "error": "not a request"}
+        except OSError as e:
+            return {"ok": False, "error": e.strerror or str(e)}
+        return {"ok": True}
+
+    def _change(self, add: bool, rules: list[Rule]) -> None:
+        """Add or remove all of these rules, or none; raises ConfigError."""
+        do, undo = self._forwarding.add, self._forwarding.remove
+        if not add:
+            do, undo = undo, do
+        done: list[Rule] = []
+        for rule in rules:
+            try:
+                do(rule)
+            except ConfigError:
+                for other in done:
+                    undo(other)
+                raise
+            done.append(rule)
+
+    def _drop(self, fd: int) -> None:
+        client, _ = self._clients.pop(fd)
+        self._loop.unwatch(fd)
+        client.close()
+
+    def close(self) -> None:
+        """Drop all clients."""
+        for fd in list(self._clients):
+            self._drop(fd)

@@ -1,0 +1,81 @@
+"""What there is, in words and figures: for `pysplice ctl show`, --stats, and the last line of the log.
+
+Owns nothing, changes nothing.  Imports `config`, `datagram`, `forward`, `link`, `observe`, `splice` and `stream`.
+"""
+
+import itertools
+from typing import Any
+
+from ..clients import ListenerClients
+from ..config.ports import OPTIONS
+from ..datagram.plane import DatagramPlane
+from ..forward.forward import Forward
+from ..link.reader import Reader
+from ..observe import describe
+from ..splice.plane import SplicePlane
+from ..stream.plane import Streams
+
+_BY_SIDE = {pair: option for option, pair in OPTIONS.items()}
+
+
+class Status:
+    """Looks at the planes and at the forwarded ports."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        streams: Streams,
+        datagrams: DatagramPlane,
+        splices: SplicePlane,
+        forward: Forward,
+        clients: ListenerClients,
+    ) -> None:
+        self._reader = reader
+        self._streams = streams
+        self._datagrams = datagrams
+        self._splices = splices
+        self._forward = forward
+        self._clients = clients
+
+    def counts(self) -> str:
+        """What has happened so far, in one line."""
+        spliced = self._splices.streams
+        udp = self._datagrams.flows
+        pairs = zip(self._streams.bytes_moved(), spliced.bytes_moved(), strict=True)
+        from_guest, to_guest = (describe.amount(sum(pair)) for pair in pairs)
+        return (
+            f"{self._streams.opened} connections ({len(self._streams)} open), "
+            f"{self._streams.refused + self._clients.refused} refused for want of room, "
+            f"{spliced.opened} spliced ({len(spliced)} open), "
+            f"{from_guest} from the guest, {to_guest} to it, "
+            f"{udp.opened} UDP flows ({len(udp)} open), "
+            f"{self._reader.invalid} frames dropped as invalid, "
+            f"{self._datagrams.unpassed + self._splices.datagrams.refused} datagrams not passed on"
+        )
+
+    def show(self) -> dict[str, Any]:
+        """Rules, listeners, flows and counts, as lines of text."""
+        listeners = self._forward.listeners
+        listening = (
+            f"{_option(held.rule)} {held.rule.address or '*'} port {held.port}"
+            for held in listeners.all()
+            if not held.rule.path
+        )
+        paths = (f"-t {rule}" for rule in self._forward.rules if rule.path)
+        flows = itertools.chain(
+            (f"tcp {name}" for name in self._streams.names()),
+            (f"tcp {splice.name}, spliced" for splice in self._splices.streams.all()),
+            (f"udp {flow.name()}" for flow in self._datagrams.flows),
+        )
+        count = len(self._streams) + len(self._splices.streams) + len(self._datagrams.flows)
+        return {
+            "rules": [f"{_option(rule)} {rule}" for rule in self._forward.rules],
+            "listening": describe.first(itertools.chain(listening, paths), len(listeners)),
+            "connections": describe.first(flows, count),
+            "counts": self.counts(),
+        }
+
+
+def _option(rule: Any) -> str:
+    """The option of a rule: -t, -u, -T or -U."""
+    return _BY_SIDE[rule.side, rule.protocol]

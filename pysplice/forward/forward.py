@@ -1,0 +1,309 @@
+"""The rules of forwarded ports: added, removed, and followed.
+
+Owns the rules.  Imports `config`, `loop`, `observe`, `sockets` and the files of this room.
+
+With `auto`, a port is open on one side while a socket listens on its target on the other.  The kernel is asked about
+that once a second.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from ..config import ConfigError
+from ..config.ports import GUEST, HOST, TCP, UDP, Rule, overlap
+from ..loop import NEVER, Loop
+from ..observe.log import Log
+from ..sockets.request import Maker
+from .listeners import Addressing, Listeners, Takers
+from .scan import Scan, bits, ephemeral_ports, ones
+
+OPEN_PER_TURN = 64  # ports, while we serve
+FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else has its turn
+SCAN_EVERY = 1.0  # seconds, as pasta
+SOON = 0.01
+
+UNPRIVILEGED_PATH = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+
+
+def unprivileged_port_start() -> int:
+    """The first port that an ordinary user may bind."""
+    try:
+        with open(UNPRIVILEGED_PATH) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024
+
+
+class Forward:
+    """All rules.
+
+    `listeners` are theirs, at most `most` (the budget changes it); `guest` makes sockets in the namespace; `takers`
+    know the other UDP sockets of ours.  `changed` is called when listeners may have come or gone.
+    """
+
+    def __init__(
+        self,
+        listeners: Listeners,
+        scan: Scan,
+        guest: Maker,
+        addressing: Addressing,
+        takers: Takers,
+        most: int,
+        loop: Loop,
+        log: Log,
+    ) -> None:
+        self.rules: list[Rule] = []
+        self.listeners = listeners
+        self._scan = scan
+        self._guest = guest
+        self._addressing = addressing
+        self._takers = takers
+        self._most = most
+        self._loop = loop
+        self._log = log
+        self._ephemeral = ephemeral_ports()
+        self._wanted: dict[Rule, int] = {}
+        self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
+        self._open_timer = loop.timer(self._open_some)
+        self._scan_timer = loop.timer(self.scan)
+        self._unfinished = False  # the last scan has left ports for the next
+        self._asked: set[tuple[Rule, int]] = set()
+        self._complained: set[tuple[Rule, int]] = set()
+        self.changed: Callable[[], object] = lambda: None
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a listener has clients."""
+        return self.listeners.fileno()
+
+    def on_ready(self, now: float) -> None:
+        """Some listeners have clients."""
+        self.listeners.on_ready(now)
+
+    # Rules
+
+    def add(self, rule: Rule, running: bool = False) -> None:
+        """Follow a rule from now on; raises ConfigError if its ports cannot be bound.
+
+        With `running`, ports that need not be had (`all`) are opened a few at a time.
+        """
+        how = self._addressing
+        if rule.address is not None and not (how.ipv4 if rule.address.version == 4 else how.ipv6):
+            raise ConfigError(f"'{rule}': IPv{rule.address.version} is switched off")
+        if rule.protocol not in how.protocols:
+            raise ConfigError(f"'{rule}': {rule.protocol.upper()} is switched off")
+        for other in self.rules:
+            if not overlap(rule, other):
+                continue
+            if other.auto == rule.auto:
+                raise ConfigError(f"'{rule}' overlaps '{other}'")
+            # Ports that are written out go before those that follow
+            for port in range(rule.first, rule.last + 1) if other.auto else ():
+                if (other, port) in self.listeners:
+                    self.listeners.close_port(other, port)
+        if rule.side == GUEST and not self._guest.available:
+            raise ConfigError("there is no process in the namespace that could listen there")
+        if not rule.auto and running and rule.weak:
+            self._opening[rule] = self._ports(rule)
+            self._open_timer.by(self._loop.now())
+        elif not rule.auto:
+            self._open_all(rule)
+        self.rules.append(rule)
+        self._changed()
+
+    def remove(self, rule: Rule) -> None:
+        """Close the listeners of a rule, or of a part of a rule; connections stay.
+
+        Raises ConfigError if no rule has these ports.
+        """
+        whole = next((other for other in self.rules if other.has_part(rule)), None)
+        if whole is None:
+            near = next((other for other in self.rules if overlap(rule, other)), None)
+            raise ConfigError(f"'{rule}' is not forwarded" + (f", but '{near}' is" if near else ""))
+        self.rules.remove(whole)
+        self._wanted.pop(whole, None)
+        opening = self._opening.pop(whole, 0)
+        rest = [part for part in whole.without(rule) if part.first <= part.last]
+        for port in ones(self.listeners.open.get(whole, 0)):
+            part = next((part for part in rest if part.first <= port <= part.last), None)
+            if part is None:
+                self.listeners.close_port(whole, port)
+            else:
+                self.listeners.move(whole, port, part)
+        for part in rest:
+            self.rules.append(part)
+            if opening & bits(part.first, part.last):
+                self._opening[part] = opening & bits(part.first, part.last)
+        self._changed()
+
+    def _ports(self, rule: Rule) -> int:
+        """The ports that a rule may listen on, as bits."""
+        wanted = self._wanted.get(rule)
+        if wanted is None:
+            wanted = bits(rule.first, rule.last)
+            self._wanted[rule] = wanted = wanted & ~self._ephemeral if rule.weak else wanted
+        return wanted
+
+    def _changed(self) -> None:
+        """Listeners have come or gone, or rules."""
+        self.changed()
+        if self._scan_timer.when == NEVER and any(rule.auto for rule in self.rules):
+            self._scan_timer.by(self._loop.now())
+
+    def _open_some(self) -> None:
+        """Open a few of the ports that are still to be opened, then let everything else have its turn."""
+        turn = OPEN_PER_TURN
+        for rule, ports in list(self._opening.items()):
+            for port in ones(ports):
+                if len(self.listeners) >= self._most:
+                    del self._opening[rule]
+                    break
+                if not turn:
+                    self._opening[rule] = ports
+                    self._open_timer.by(self._loop.now() + SOON)
+                    self.changed()
+                    return
+                turn -= 1
+                ports &= ports - 1
+                self._open_later(rule, port)
+            else:
+                del self._opening[rule]
+        self.changed()
+
+    def _open_all(self, rule: Rule) -> None:
+        """Open all ports of a rule, now; raises ConfigError."""
+        error: OSError | None = None
+        failed = 0
+        for port in ones(self._ports(rule)):
+            if len(self.listeners) >= self._most:
+                if not rule.weak:
+                    error = OSError(errno.EMFILE, "too many ports for this limit of descriptors")
+                    failed = port
+                    break
+                left = (self._ports(rule) >> port).bit_count()
+                self._log.warning(f"'{rule}': {left} ports are left out for want of descriptors")
+                break
+            try:
+                self.listeners.add(rule, port, self.listeners.bind(rule, port))
+            except OSError as e:
+                error, failed = e, port
+                if not rule.weak or e.errno in (errno.EMFILE, errno.ENFILE):
+                    break
+        opened = self.listeners.open.get(rule, 0)
+        if error is not None and (not rule.weak or not opened):
+            for port in ones(opened):
+                self.listeners.close_port(rule, port)
+            raise ConfigError(_cannot_listen(rule, failed, error))
+
+    # Ports that follow others
+
+    def scan(self) -> None:
+        """Open and close listeners as their targets have been bound and released; then wait for the next scan."""
+        self._unfinished = False
+        seen: dict[tuple[str, str], int] = {}
+        for rule in self.rules:
+            if not rule.auto:
+                continue
+            other = GUEST if rule.side == HOST else HOST
+            try:
+                bound = self._bound(other, TCP, seen)
+                if rule.protocol == UDP:
+                    # UDP ports follow TCP ports too, as with pasta
+                    bound |= self._bound(other, UDP, seen)
+            except OSError as e:
+                text = f"cannot read the ports of the {other}: {e.strerror or e}"
+                self._log.once(text, text)
+                break
+            self._follow(rule, bound & ~self.listeners.ours[other, rule.protocol])
+        self.changed()
+        if any(rule.auto for rule in self.rules):
+            self._scan_timer.by(self._loop.now() + (SOON if self._unfinished else SCAN_EVERY))
+
+    def _bound(self, side: str, protocol: str, seen: dict[tuple[str, str], int]) -> int:
+        """The ports that sockets other than ours listen on, as bits; `seen` has those of this scan."""
+        if (side, protocol) not in seen:
+            ours = self.listeners.ours[side, protocol]
+            if protocol == UDP:
+                ours |= self._takers.ports(side)
+            seen[side, protocol] = self._scan.bound(side, protocol) & ~ours
+        return seen[side, protocol]
+
+    def _follow(self, rule: Rule, bound: int) -> None:
+        """Have a rule listen on the ports whose targets are `bound`."""
+        wanted = self._ports(rule) & (bound >> rule.to_first << rule.first)
+        have = self.listeners.open.get(rule, 0)
+        # Other rules keep their ports
+        wanted &= ~(self.listeners.ours[rule.side, rule.protocol] & ~have)
+        turn = FOLLOW_PER_TURN
+        for port in ones(have & ~wanted):
+            self.listeners.close_port(rule, port)
+            turn -= 1
+            if not turn:
+                self._unfinished = True
+                return
+        for port in ones(wanted & ~have):
+            turn -= 1
+            if not turn:
+                self._unfinished = True
+                break
+            if len(self.listeners) >= self._most:
+                self._complain((rule, port), errno.EMFILE)
+                break
+            self._open_later(rule, port)
+        if self._complained:
+            self._complained -= {
+                (held, port) for held, port in self._complained if held == rule and not wanted >> port & 1
+            }
+
+    def _open_later(self, rule: Rule, port: int) -> None:
+        """Open a port that need not be had, without waiting for the agent."""
+        key = (rule, port)
+        if rule.side == HOST:
+            try:
+                self.listeners.add(rule, port, self.listeners.bind(rule, port))
+            except OSError as e:
+                self._complain(key, e.errno or errno.EIO)
+        elif key not in self._asked:
+            self._asked.add(key)
+
+            def done(socks: list[socket.socket], error: int) -> None:
+                self._asked.discard(key)
+                if error:
+                    self._complain(key, error)
+                elif rule in self.rules and key not in self.listeners:
+                    self.listeners.add(rule, port, socks[0])
+                else:
+                    socks[0].close()
+
+            self.listeners.ask(rule, port, done)
+
+    def _complain(self, key: tuple[Rule, int], error: int) -> None:
+        if key not in self._complained:
+            self._complained.add(key)
+            rule, port = key
+            self._log.warning(f"cannot follow {rule.protocol} port {port}: {os.strerror(error)}")
+
+    def end(self) -> None:
+        """Close all listeners and follow no ports; what was accepted goes on."""
+        self.rules.clear()
+        self._opening.clear()
+        self._scan_timer.cancel()
+        self.listeners.close_all()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.end()
+        self.listeners.close()
+        self._scan.close()
+
+
+def _cannot_listen(rule: Rule, port: int, error: OSError) -> str:
+    """Why a port cannot be bound, and what helps."""
+    where = f"{rule.address or ''}{'%' + rule.interface if rule.interface else ''}"
+    what = rule.path or f"{where} port {port} ({rule.protocol})".strip()
+    text = f"cannot listen on {what}: {error.strerror}"
+    start = unprivileged_port_start()
+    if error.errno == errno.EACCES and not rule.path and rule.side == HOST and port < start:
+        text += f"; ports below {start} (net.ipv4.ip_unprivileged_port_start) take privileges"
+    return text

@@ -1,0 +1,244 @@
+"""Listening sockets, on the host and in the guest's namespace, and the clients that connect to them.
+
+Owns every listener, and the epoll instance that watches them.  Imports `config`, `loop`, `observe`, `sockets` and
+policy.py.  What becomes of a client is for `clients` to say.
+"""
+
+# system calls (serve): accept4 getsockname
+
+import errno
+import select
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from ..config.ports import GUEST, HOST, TCP, UDP, Rule
+from ..loop import Loop
+from ..observe.log import Log
+from ..sockets.request import BACKLOG, Maker, SocketRequest
+from ..sockets.unix import SocketFiles
+from .policy import Listener
+
+ACCEPTS_PER_TURN = 64
+LISTENERS_PER_TURN = 64
+PAUSE = 1.0  # seconds, while there is no descriptor for a client
+
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Takers(Protocol):
+    """What takes clients and datagrams, and knows the other UDP sockets of ours."""
+
+    def accepted(self, listener: Listener, sock: socket.socket, address: Any, now: float) -> None:
+        """A TCP client has connected; `address` is its socket address as Python has it."""
+
+    def arrived(self, listener: Listener, failed: bool, now: float) -> None:
+        """A UDP listener has datagrams; `failed`: it has errors too."""
+
+    def opened(self, listener: Listener) -> None:
+        """A UDP listener was opened."""
+
+    def closed(self, listener: Listener) -> None:
+        """A UDP listener is being closed."""
+
+    def ports(self, side: str) -> int:
+        """The UDP ports of a side that our sockets have, but for listeners, as bits."""
+
+    def release(self, port: int) -> bool:
+        """Give up a UDP port of the host's; True if one of our sockets had it."""
+
+
+class Addressing(NamedTuple):
+    """How listeners are bound.
+
+    `ipv4`, `ipv6`: which versions are served.  `protocols`: TCP, UDP or both.  `freebind`: an address need not be the
+    host's (yet).  `scope`: the interface of link-local addresses, its index.
+    """
+
+    ipv4: bool = True
+    ipv6: bool = True
+    protocols: tuple[str, ...] = (TCP, UDP)
+    freebind: bool = False
+    scope: int = 0
+
+
+class Listeners:
+    """All listeners; by rule and port.  `host`, `guest` and `files` make the sockets, `takers` get the clients."""
+
+    def __init__(
+        self,
+        host: Maker,
+        guest: Maker,
+        files: SocketFiles,
+        addressing: Addressing,
+        takers: Takers,
+        loop: Loop,
+        log: Log,
+    ) -> None:
+        self.epoll = select.epoll()
+        self._host = host
+        self._guest = guest
+        self._files = files
+        self._addressing = addressing
+        self._takers = takers
+        self._loop = loop
+        self._log = log
+        self._paused: set[int] = set()
+        self._resume_timer = loop.timer(self._resume)
+        self._by_fd: dict[int, Listener] = {}
+        self._listeners: dict[tuple[Rule, int], Listener] = {}
+        self.open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
+        self.ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a listener has clients."""
+        return self.epoll.fileno()
+
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    def __contains__(self, key: tuple[Rule, int]) -> bool:
+        return key in self._listeners
+
+    def all(self) -> list[Listener]:
+        """All listeners."""
+        return list(self._listeners.values())
+
+    # Opening and closing
+
+    def bind(self, rule: Rule, port: int) -> socket.socket:
+        """A listening socket for a port of a rule, now; raises OSError."""
+        if rule.path:
+            return self._files.listen(rule.path)
+        request = self._request(rule, port)
+        if rule.side == GUEST:
+            return self._guest.make(request)
+        try:
+            return self._host.make(request)
+        except OSError as e:
+            # The guest may have sent from this port before it was published
+            taken = e.errno == errno.EADDRINUSE and rule.protocol == UDP
+            if not taken or not self._takers.release(port):
+                raise
+            return self._host.make(request)
+
+    def ask(self, rule: Rule, port: int, done: Callable[[list[socket.socket], int], None]) -> None:
+        """The same for a rule of the guest's, without waiting for it: see Maker.ask()."""
+        self._guest.ask(self._request(rule, port), done)
+
+    def _request(self, rule: Rule, port: int) -> SocketRequest:
+        address, how = rule.address, self._addressing
+        version = address.version if address is not None else 6 if how.ipv6 else 4
+        bind: tuple[Any, ...] = (
+            str(address) if address is not None else "::" if version == 6 else "0.0.0.0",
+            port,
+        )
+        if address is not None and version == 6 and address.is_link_local and not rule.interface:
+            bind += (0, how.scope)
+        return SocketRequest(
+            family=int(socket.AF_INET6 if version == 6 else socket.AF_INET),
+            kind=int(socket.SOCK_STREAM if rule.protocol == TCP else socket.SOCK_DGRAM),
+            bind=bind,
+            backlog=BACKLOG if rule.protocol == TCP else 0,
+            # In the namespace only clients on the loopback interface are served
+            device="lo" if rule.side == GUEST else rule.interface,
+            v6only=(address is not None or not how.ipv4) if version == 6 else None,
+            freebind=how.freebind,
+            packet_info=rule.protocol == UDP,
+            either=address is None,
+        )
+
+    def add(self, rule: Rule, port: int, sock: socket.socket) -> None:
+        """Serve a listening socket."""
+        listener = Listener(sock, rule, port)
+        self._listeners[rule, port] = listener
+        self._by_fd[sock.fileno()] = listener
+        self.ours[rule.side, rule.protocol] |= 1 << port
+        self.open[rule] = self.open.get(rule, 0) | 1 << port
+        if rule.protocol == UDP:
+            self._takers.opened(listener)
+        self.epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def close_port(self, rule: Rule, port: int) -> None:
+        """Close the listener of a rule at a port; what was accepted goes on."""
+        listener = self._listeners.pop((rule, port))
+        del self._by_fd[listener.sock.fileno()]
+        self.epoll.unregister(listener.sock.fileno())
+        if rule.path:
+            self._files.unlink(rule.path)
+        if rule.protocol == UDP:
+            self._takers.closed(listener)
+        listener.sock.close()
+        self.open[rule] &= ~(1 << port)
+        if not self.open[rule]:
+            del self.open[rule]
+        # Another rule may listen on that port at another address
+        ours = 0
+        for other, opened in self.open.items():
+            if (other.side, other.protocol) == (rule.side, rule.protocol):
+                ours |= opened
+        self.ours[rule.side, rule.protocol] = ours
+
+    def move(self, rule: Rule, port: int, to: Rule) -> None:
+        """Have the listener of one rule serve another rule, which leads the port to the same target."""
+        listener = self._listeners.pop((rule, port))
+        moved = listener._replace(rule=to)
+        self._listeners[to, port] = self._by_fd[listener.sock.fileno()] = moved
+        self.open[rule] &= ~(1 << port)
+        self.open[to] = self.open.get(to, 0) | 1 << port
+        if not self.open[rule]:
+            del self.open[rule]
+
+    # Clients
+
+    def on_ready(self, now: float) -> None:
+        """Some listeners have clients."""
+        accepts = ACCEPTS_PER_TURN
+        for fd, ready in self.epoll.poll(0, LISTENERS_PER_TURN):
+            listener = self._by_fd.get(fd)
+            if listener is None:
+                continue
+            if listener.rule.protocol == UDP:
+                self._takers.arrived(listener, bool(ready & select.EPOLLERR), now)
+            elif accepts > 0:
+                accepts -= self._accept(listener, accepts, now)
+
+    def _accept(self, listener: Listener, most: int, now: float) -> int:
+        """Take at most so many clients; how many it were."""
+        for n in range(most):
+            try:
+                sock, address = listener.sock.accept()
+            except BlockingIOError:
+                return n
+            except OSError as e:
+                if e.errno in NO_DESCRIPTOR:
+                    self._pause(listener, e)
+                    return most
+                continue  # the client has gone again (accept(2))
+            sock.setblocking(False)
+            self._takers.accepted(listener, sock, address, now)
+        return most
+
+    def _pause(self, listener: Listener, error: OSError) -> None:
+        """There is no descriptor for a client: look again in a while, not all the time."""
+        text = f"clients have to wait: {error.strerror}"
+        self._log.once(text, text)
+        self._resume_timer.by(self._loop.now() + PAUSE)
+        fd = listener.sock.fileno()
+        self._paused.add(fd)
+        self.epoll.modify(fd, 0)
+
+    def _resume(self) -> None:
+        for fd in self._paused & self._by_fd.keys():
+            self.epoll.modify(fd, select.EPOLLIN)
+        self._paused.clear()
+
+    def close_all(self) -> None:
+        """Close all listeners; what was accepted goes on."""
+        for rule, port in list(self._listeners):
+            self.close_port(rule, port)
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_all()
+        self.epoll.close()

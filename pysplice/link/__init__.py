@@ -1,0 +1,10 @@
+"""The guest's link: the tap, and the services that a host expects of its link.
+
+tap.py         the device: drains frames, emits frames
+neighbours.py  where the guest's addresses are on the link
+reader.py      reads the tap, batch by batch
+plane.py       what happens to a frame that is not TCP
+responder.py   ARP, neighbour discovery, DHCP and DHCPv6 as one
+arp.py, ndp.py, dhcp.py, dhcpv6.py, icmp.py    one protocol each; bytes in, bytes out
+advertise.py   router advertisements that nobody has asked for
+"""

@@ -1,0 +1,181 @@
+"""The event loop: readable descriptors, and one heap of timers.
+
+Owns the uvloop event loop; no other room imports uvloop or keeps a timer of its own.  Imports no other room.
+
+Rooms depend on `Loop`, a small interface; tests drive them with a loop whose clock stands still until it is told to
+move.  Times are seconds of a clock that never goes back.
+"""
+
+# system calls (serve): eventfd2 socketpair signalfd4 epoll_create1 rt_sigprocmask rt_sigaction
+
+import heapq
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import uvloop
+
+NEVER = float("inf")
+
+# libuv counts in milliseconds and may report a timer that much too early
+EARLY = 0.001
+
+STALE_MAX = 64  # entries of the heap
+
+Call = Callable[[], object]
+
+
+class Timer:
+    """A call that is due at `when`, once; `NEVER` while it is not set.  Made by Loop.timer() and Loop.at()."""
+
+    __slots__ = ("_timers", "call", "when")
+
+    def __init__(self, timers: "Timers", call: Call) -> None:
+        self._timers = timers
+        self.call = call
+        self.when = NEVER
+
+    def by(self, when: float) -> None:
+        """Have the call made at `when` at the latest: a timer that is due sooner stays as it is."""
+        if when < self.when:
+            self._timers.stale += self.when != NEVER
+            self.when = when
+            self._timers.push(self)
+
+    def cancel(self) -> None:
+        """Do not make the call; the timer can be set again."""
+        self._timers.stale += self.when != NEVER
+        self.when = NEVER
+
+
+class Timers:
+    """A heap of timers.  `changed(when)` is called when the first of them is due sooner than before.
+
+    An entry of a timer that was cancelled or set anew stays in the heap, `stale`, until its time comes or until such
+    entries are the larger part.
+    """
+
+    def __init__(self, changed: Callable[[float], object]) -> None:
+        self._changed = changed
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self.stale = 0
+
+    def push(self, timer: Timer) -> None:
+        """Called by a Timer that was set."""
+        if self.stale > STALE_MAX and self.stale > len(self._heap) // 2:
+            self._heap = [entry for entry in self._heap if entry[2].when == entry[0]]
+            heapq.heapify(self._heap)
+            self.stale = 0
+        heap = self._heap
+        first = heap[0][0] if heap else NEVER
+        heapq.heappush(heap, (timer.when, next(self._order), timer))
+        if timer.when < first:
+            self._changed(timer.when)
+
+    def next(self) -> float:
+        """When the first timer is due, or `NEVER`."""
+        heap = self._heap
+        while heap and heap[0][2].when != heap[0][0]:
+            heapq.heappop(heap)
+            self.stale -= 1
+        return heap[0][0] if heap else NEVER
+
+    def expire(self, now: float) -> None:
+        """Make the calls that are due, in their order.  A timer that one of them sets waits for the next time."""
+        due = []
+        while self._heap and self._heap[0][0] <= now:
+            due.append(heapq.heappop(self._heap))
+        for when, _, timer in due:
+            if timer.when == when:
+                timer.when = NEVER
+                timer.call()
+            else:
+                self.stale -= 1
+
+
+class Loop(Protocol):
+    """What rooms may ask of the loop."""
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+
+    def watch(self, fd: int, call: Call) -> None:
+        """Call whenever a descriptor is readable, from now on."""
+
+    def unwatch(self, fd: int) -> object:
+        """Watch a descriptor no longer."""
+
+    def timer(self, call: Call) -> Timer:
+        """A timer that is not set yet."""
+
+    def at(self, when: float, call: Call) -> Timer:
+        """Call once at `when`, or as soon as possible if that has passed."""
+
+
+class EventLoop:
+    """The Loop that serves.  `failed` is told of an exception that a call has raised; the loop goes on."""
+
+    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._timers = Timers(self._arm)
+        self._failed = failed
+        self._handle: Any = None
+        self._armed = NEVER
+        self.now = time.monotonic
+        self._loop.set_exception_handler(self._on_exception)
+
+    def _on_exception(self, _: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self._failed(error if error is not None else RuntimeError(context.get("message", "")))
+
+    def watch(self, fd: int, call: Call) -> None:
+        self._loop.add_reader(fd, call)
+
+    def unwatch(self, fd: int) -> bool:
+        return bool(self._loop.remove_reader(fd))
+
+    def timer(self, call: Call) -> Timer:
+        return Timer(self._timers, call)
+
+    def at(self, when: float, call: Call) -> Timer:
+        timer = Timer(self._timers, call)
+        timer.by(when)
+        return timer
+
+    def _arm(self, when: float) -> None:
+        if when < self._armed:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._armed = when
+            self._handle = self._loop.call_later(max(when - time.monotonic(), 0), self._expire)
+
+    def _expire(self) -> None:
+        self._handle, self._armed = None, NEVER
+        try:
+            self._timers.expire(time.monotonic() + EARLY)
+        finally:
+            when = self._timers.next()
+            if when != NEVER:
+                self._arm(when)
+
+    def run(self, signals: Iterable[signal.Signals], on_signal: Call, started: Call) -> None:
+        """Serve until stop().  `on_signal` is called for each of `signals`, `started` once when the loop runs."""
+        signals = set(signals)
+        # A signal that comes before the loop runs would be lost in it
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        for number in signals:
+            self._loop.add_signal_handler(number, on_signal)
+        self._loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, signals)
+        self._loop.call_soon(started)
+        self._loop.run_forever()
+
+    def stop(self) -> None:
+        """Have run() return."""
+        self._loop.stop()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._loop.close()

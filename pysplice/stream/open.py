@@ -1,0 +1,190 @@
+"""How a TCP flow comes into being: by the guest's SYN, or by a client on the host.
+
+Owns the secret of initial sequence numbers.  Imports `link`, `observe`, `tcp`, `translate`, `wire` and the files of
+this room.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from .. import wire
+from ..link.neighbours import Neighbours, Station
+from ..link.tap import TapDevice, TapEnd
+from ..observe.describe import flow_name
+from ..observe.log import Log
+from ..observe.trace import Trace
+from ..tcp import seq, window
+from ..tcp.connection import UNREACHABLE, Connection
+from ..tcp.doors import ACK, FIN, RST, SYN, Run
+from ..tcp.small_queue import SmallQueue
+from ..translate import Translation
+from ..wire import KEY4_LEN, unpack
+from .flows import Flow, Flows
+from .host import HostSocket, HostSockets
+from .linger import reset
+
+PORT_TRIES = 16
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# The largest MSS that we offer where the guest may leave segmentation to us.  Frames are 64 KiB then whatever the MSS
+# is; but a window moves by whole segments, and a young send buffer of 45 KiB does not hold a segment of 64 KiB.
+MSS_MAX_VNET = 16 * 1024
+
+
+class Terms(NamedTuple):
+    """What every connection begins with.
+
+    `ipv4`, `ipv6`: which versions carry TCP for the guest.  `mtu`: of the tap, bytes.  `queue`: the small queue.
+    `estimate`: the rule for the window.  `trace`: of the windows.
+    """
+
+    ipv4: bool
+    ipv6: bool
+    mtu: int
+    queue: SmallQueue
+    estimate: window.Estimator
+    trace: Trace
+
+
+class Opener:
+    """Opens flows, and adds them to the table."""
+
+    def __init__(
+        self,
+        tap: TapDevice,
+        neighbours: Neighbours,
+        hosts: HostSockets,
+        flows: Flows,
+        translation: Translation,
+        terms: Terms,
+        log: Log,
+    ) -> None:
+        self._tap = tap
+        self._neighbours = neighbours
+        self._hosts = hosts
+        self._flows = flows
+        self._translation = translation
+        self._terms = terms
+        self._log = log
+        self._secret = os.urandom(32)
+        self._mss_max = MSS_MAX_VNET if tap.vnet else terms.mtu
+
+    def from_tap(self, run: Run, now: float) -> Flow | None:
+        """Open the flow of a segment that belongs to none; None if the segment does not open one."""
+        key: bytes = run.key  # type: ignore[attr-defined]
+        if not (self._terms.ipv4 if len(key) == KEY4_LEN else self._terms.ipv6):
+            return None
+        headers = self._tap.headers(run.handle)
+        mac = wire.frame_source(headers)
+        if run.flags & (SYN | ACK | RST) != SYN:
+            self._refuse(run, key, mac)
+            return None
+        guest = wire.key_source(key)
+        self._neighbours.heard(mac, guest)
+        station = self._neighbours.station(guest, mac)
+        self._neighbours.moved(guest, mac)
+        oldest = self._flows.longest_waiting(inbound=False)
+        if oldest is not None:
+            oldest.connection.abandon()
+            self._flows.settle(oldest)
+        if not self._flows.has_room():
+            self._log.flow("limit", "too many connections, a SYN was dropped", now)
+            return None
+
+        target = self._translation.target(key)
+        try:
+            host = self._hosts.connect(target.family, target.address, target.source, target.interface)
+        except OSError as e:
+            self._log.flow("connect", f"{target.address[0]}: {e.strerror}", now)
+            if e.errno in UNREACHABLE:
+                self._tap.unreachable(headers, e.errno, now)
+            elif e.errno not in NO_DESCRIPTOR:
+                self._tap.reset(key, mac, 0, seq.add(run.seq, 1), RST | ACK)
+            return None
+        unreachable = partial(self._tap.unreachable, headers, now=now)
+        flow = self._add(key, station, host, run, unreachable, now)
+        if self._log.debug_on:
+            self._log.debug(f"{flow_name(key)}: connecting to {target.address[0]}")
+        return flow
+
+    def from_host(
+        self, sock: socket.socket, guest: bytes, port: int, client: bytes, client_port: int, now: float
+    ) -> Flow | None:
+        """Open the flow of a client that was accepted on the host, for `port` of the guest's address `guest`.
+
+        Where that cannot be, the client is reset.  Addresses are packed.
+        """
+        key = self._inbound_key(guest, port, client, client_port)
+        oldest = self._flows.longest_waiting(inbound=True)
+        if oldest is not None:
+            oldest.connection.reset(errno.ETIMEDOUT)
+            self._flows.settle(oldest)
+        if key is None or not self._flows.has_room(inbound=True):
+            self._log.flow("inbound", f"no way for {unpack(client)} to the guest", now)
+            reset(sock)
+            return None
+        try:
+            host = self._hosts.adopt(sock)
+        except OSError as e:
+            self._log.flow("inbound", f"{unpack(client)}: {e.strerror}", now)
+            return None
+        station = self._neighbours.station(guest, self._neighbours.mac)
+        flow = self._add(key, station, host, None, lambda error: None, now)
+        flow.connection.open(now)
+        if self._log.debug_on:
+            self._log.debug(f"{flow_name(key)}: a client on the host")
+        return flow
+
+    def _inbound_key(self, guest: bytes, port: int, client: bytes, client_port: int) -> bytes | None:
+        """The key of a client's flow, as the guest's segments will have it; None if the guest could not answer."""
+        caller = self._translation.caller(client, guest)
+        if not caller or not guest:
+            return None
+        # Two addresses of the host that are one to the guest may use the same port
+        others = (1024 + int.from_bytes(os.urandom(4), "big") % (65536 - 1024) for _ in range(PORT_TRIES))
+        for number in (client_port, *others):
+            key = wire.make_key(guest, caller, port, number)
+            if self._flows.lookup(key) is None:
+                return key
+        return None
+
+    def _add(
+        self,
+        key: bytes,
+        station: Station,
+        host: HostSocket,
+        run: Run | None,
+        unreachable: Callable[[int], None],
+        now: float,
+    ) -> Flow:
+        """Add a flow to the table; without a run a client on the host has begun it."""
+        terms = self._terms
+        header = wire.IPV4 if len(key) == KEY4_LEN else wire.IPV6
+        connection = Connection(
+            TapEnd(self._tap, station, key, unreachable),
+            host,
+            run,
+            isn=seq.isn(self._secret, key, now),
+            mss=min(terms.mtu - header - wire.TCP, self._mss_max),
+            queue=terms.queue,
+            now=now,
+            estimate=terms.estimate,
+            trace=terms.trace.of_flow(flow_name(key)),
+        )
+        flow = self._flows.add(key, connection, inbound=run is None)
+        self._hosts.own(host, flow)
+        return flow
+
+    def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
+        """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""
+        if run.flags & RST:
+            return
+        if run.flags & ACK:
+            self._tap.reset(key, mac, run.ack, 0, RST)
+        else:
+            length = run.length + bool(run.flags & FIN) + bool(run.flags & SYN)
+            self._tap.reset(key, mac, 0, seq.add(run.seq, length), RST | ACK)

@@ -1,0 +1,259 @@
+"""The plane of TCP: which connection a segment or a ready socket belongs to.
+
+Owns the flows, their host sockets and the small queue.  Imports `loop`, `observe`, `tcp` and the files of this room.
+
+One batch from the tap is handled like this: each run goes to its connection, then the host sockets are asked for
+answers, and what was read and is still not acknowledged then gets an acknowledgement of its own.
+"""
+
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from ..budget import Budget
+from ..loop import Loop
+from ..observe import describe
+from ..observe.log import Log
+from ..tcp.doors import SYN, Run
+from ..tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
+from ..tcp.small_queue import SmallQueue
+from .flows import Flow, Flows
+from .host import HostSockets
+from .linger import reset
+from .open import Opener
+
+
+class Streams(Protocol):
+    """What other rooms ask of this plane."""
+
+    def fileno(self) -> int: ...
+    def on_ready(self, now: float) -> None: ...
+    @property
+    def opened(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    def __len__(self) -> int: ...
+    def names(self) -> Iterator[str]: ...
+    def bytes_moved(self) -> tuple[int, int]: ...
+    def limit(self, most: Budget) -> None: ...
+    def accepted(
+        self, sock: socket.socket, guest: bytes, port: int, client: bytes, client_port: int, now: float
+    ) -> None: ...
+    def undelivered(self) -> list[Any]: ...
+    def close(self) -> None: ...
+
+
+class NoStreams:
+    """Without a tap there are no TCP flows but spliced ones; any other client is reset."""
+
+    opened = refused = 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def on_ready(self, now: float) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 0
+
+    def names(self) -> Iterator[str]:
+        return iter(())
+
+    def bytes_moved(self) -> tuple[int, int]:
+        return 0, 0
+
+    def limit(self, most: Budget) -> None:
+        pass
+
+    def accepted(
+        self, sock: socket.socket, guest: bytes, port: int, client: bytes, client_port: int, now: float
+    ) -> None:
+        reset(sock)
+
+    def undelivered(self) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+class StreamPlane:
+    """All TCP flows.
+
+    `readable` says whether the tap's ring holds a frame.
+    """
+
+    def __init__(
+        self,
+        flows: Flows,
+        hosts: HostSockets,
+        opener: Opener,
+        queue: SmallQueue,
+        loop: Loop,
+        log: Log,
+        readable: Callable[[], bool],
+    ) -> None:
+        self.flows = flows
+        self.hosts = hosts
+        self._open = opener
+        self._queue = queue
+        self._loop = loop
+        self._log = log
+        self._readable = readable
+        self._resume_timer = loop.timer(self._resume)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a host socket is ready."""
+        return self.hosts.fileno()
+
+    # From the tap
+
+    def on_batch(self, runs: Sequence[Run], now: float) -> None:
+        """The runs of one batch."""
+        lookup, settle = self.flows.lookup, self.flows.settle
+        heard: list[Flow] = []
+        self._queue.seen(runs, now)  # type: ignore[arg-type]
+        for run in runs:
+            flow = lookup(run.key)  # type: ignore[attr-defined]
+            try:
+                if flow is None:
+                    flow = self._open.from_tap(run, now)
+                    if flow is None:
+                        continue
+                else:
+                    connection = flow.connection
+                    connection.on_tap(run, now)
+                    if connection.receive.ack_due:
+                        heard.append(flow)
+                    elif connection.facts & CLOSED and run.flags & SYN:
+                        # The old connection has made room for a new one with the same ports
+                        settle(flow)
+                        flow = self._open.from_tap(run, now)
+                        if flow is None:
+                            continue
+            except Exception as e:
+                self.failed(flow, e)
+            if flow is not None:
+                settle(flow)
+                if self._log.debug_on and flow.connection.facts & CLOSED:
+                    self._describe_end(flow)
+        # An answer that is there by now carries the acknowledgement
+        self.on_ready(now)
+        for flow in heard:
+            try:
+                flow.connection.acknowledge()
+            except Exception as e:
+                self.failed(flow, e)
+                settle(flow)
+        if self._queue.watching:
+            total = sum([run.length for run in runs])
+            self._queue.served(total, self._loop.now() - now)
+        self._resume_later(now)
+
+    # From the host sockets
+
+    def on_ready(self, now: float) -> None:
+        """Some host sockets are ready."""
+        owners, settle = self.hosts.owners, self.flows.settle
+        for fd, ready in self.hosts.poll():
+            flow = owners.get(fd)
+            if flow is None:
+                self.hosts.lingering.on_ready(fd, ready)
+                continue
+            try:
+                flow.connection.on_host(ready, now)
+            except Exception as e:
+                self.failed(flow, e)
+            settle(flow)
+            if self._log.debug_on and flow.connection.facts & CLOSED:
+                self._describe_end(flow)
+        self._resume_later(now)
+
+    def accepted(
+        self, sock: socket.socket, guest: bytes, port: int, client: bytes, client_port: int, now: float
+    ) -> None:
+        """A client on the host has connected; see Opener.from_host()."""
+        flow = self._open.from_host(sock, guest, port, client, client_port, now)
+        if flow is not None:
+            self.flows.settle(flow)
+
+    # Time
+
+    def _resume(self) -> None:
+        """Resume connections that the small queue has throttled, as far as the ring has room for what they send."""
+        now = self._loop.now()
+        for connection in self._queue.resume(now, not self._readable()):
+            try:
+                connection.resume()
+            except Exception as e:
+                self.failed(None, e)
+        self._resume_later(now)
+
+    def _resume_later(self, now: float) -> None:
+        if self._queue.throttled:
+            self._resume_timer.by(now + self._queue.resume_after(now))
+
+    # Ends
+
+    def failed(self, flow: Flow | None, error: Exception) -> None:
+        """A defect of ours has met one flow: the flow is reset, and the others go on."""
+        name = describe.flow_name(flow.key) if flow is not None else "no flow"
+        self._log.defect(f"{name}: {type(error).__name__}: {error}", self._loop.now())
+        if flow is not None:
+            flow.connection.reset(errno.EIO)
+
+    def _describe_end(self, flow: Flow) -> None:
+        self._log.debug(f"{describe.flow_name(flow.key)}: {describe.end(flow.connection)}")
+
+    # For those who look
+
+    def limit(self, most: Budget) -> None:
+        """Allow so many flows from now on."""
+        self.flows.outbound_max, self.flows.inbound_max = most.outbound, most.inbound
+        self.hosts.lingering.most = most.lingering
+
+    def __len__(self) -> int:
+        return len(self.flows)
+
+    @property
+    def opened(self) -> int:
+        """How many flows there have been."""
+        return self.flows.opened
+
+    @property
+    def refused(self) -> int:
+        """How many flows were refused for want of room."""
+        return self.flows.refused
+
+    def names(self) -> Iterator[str]:
+        """All flows in words."""
+        return (describe.flow_name(flow.key) for flow in self.flows.all())
+
+    def bytes_moved(self) -> tuple[int, int]:
+        """How many bytes the guest has sent, and how many it has acknowledged."""
+        return self.flows.bytes_moved()
+
+    def undelivered(self) -> list[Any]:
+        """What the guest has sent and the host's kernel does not have yet; empty if it has everything.
+
+        The items can be compared with those of an earlier call: they differ if anything has moved.
+        """
+        connections = (flow.connection for flow in self.flows.all())
+        waiting: list[Any] = [
+            (connection.receive.seq_from_tap, connection.receive.kept)
+            for connection in connections
+            if connection.facts & (ESTABLISHED | SOCK_FIN_SENT) == ESTABLISHED
+        ]
+        kept = self.hosts.lingering.kept
+        return [*waiting, kept] if kept else waiting
+
+    def close(self) -> None:
+        """End all flows.  What was acknowledged goes out as far as the kernel takes it at once."""
+        for flow in self.flows.all():
+            if flow.connection.facts & TAP_FIN_RCVD:
+                flow.connection.host.close()
+            else:
+                flow.connection.host.abort()
+        self.hosts.close()
