@@ -10,9 +10,6 @@
 
 #include "tap.h"
 
-/* Datagrams that one message may carry (UDP_MAX_SEGMENTS of older kernels) */
-#define GSO_MAX 64
-
 extern PyType_Spec packets_spec;
 
 /* One PAYLOAD to the guest, which is datagrams of GSO_SIZE if that is not 0;
@@ -21,8 +18,5 @@ extern PyType_Spec packets_spec;
 int datagram_emit(struct tap *tap, const uint8_t *template,
 		  size_t template_len, uint8_t *payload, size_t len,
 		  size_t gso_size, size_t mtu, int uso);
-
-/* Ancillary data for send(): see _cext.pyi. */
-PyObject *datagram_ancillary(PyObject *module, PyObject *args);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * emit.c: datagrams to the guest: joined where the tap takes them so, in
+ * emit.c: datagrams to the guest: joined where the tap segments them, in
  * fragments where they are larger than the MTU.  Owns nothing.
  *
  * system calls (serve): writev
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "csum.h"
+#include "message.h"
 #include "tap.h"
 
 /* One datagram to the guest in fragments of at most MTU; PAYLOAD has room for
@@ -20,16 +21,12 @@ static int emit_fragments(struct tap *tap, const uint8_t *template,
 {
 	uint8_t headers[HEADERS_MAX + 8] = {0};
 	size_t vnet_len = tap->vnet ? VNET_HDR_LEN : 0;
-	uint8_t *udp = payload - 8;
-	size_t total = len + 8, most;
-	uint16_t check;
+	struct udp_header *udp = (void *)(payload - sizeof(*udp));
+	size_t total = len + sizeof(*udp), most;
 
-	memcpy(udp, template + template_len - 4, 4);
-	udp[4] = (uint8_t)(total >> 8);
-	udp[5] = (uint8_t)total;
-	udp[6] = udp[7] = 0;
-	check = frame_udp_check(template, template_len, udp, total);
-	memcpy(udp + 6, &check, 2);
+	memcpy(udp, template + template_len - PORTS_LEN, PORTS_LEN);
+	udp->len = put16((uint16_t)total);
+	frame_put_udp_check(template, template_len, udp, total);
 
 	most = (mtu - frame_ip_len(template_len, 1)) & ~(size_t)7;
 	tap->ident++;
@@ -45,7 +42,7 @@ static int emit_fragments(struct tap *tap, const uint8_t *template,
 						      from, part,
 						      from + part < total,
 						      tap->ident);
-		iov[1].iov_base = udp + from;
+		iov[1].iov_base = (uint8_t *)udp + from;
 		iov[1].iov_len = part;
 		n = tap_write(tap, iov, 2);
 		if (n < 0)
@@ -58,20 +55,21 @@ int datagram_emit(struct tap *tap, const uint8_t *template,
 		    size_t template_len, uint8_t *payload, size_t len,
 		    size_t gso_size, size_t mtu, int uso)
 {
-	size_t headers_len = frame_ip_len(template_len, 0) + 8;
+	size_t headers_len = frame_ip_len(template_len, 0) +
+			     sizeof(struct udp_header);
 	size_t unit = gso_size && gso_size < len ? gso_size : len;
 	size_t step = unit;
 	uint8_t headers[HEADERS_MAX];
 	int error = 0;
 
 	if (headers_len + unit > mtu ||
-	    (template_len == TEMPLATE4_LEN && 28 + unit > IP_MAX)) {
-		/* The last bytes of one are the header's place of the next */
+	    (template_len == TEMPLATE4_LEN && headers_len + unit > IP_MAX)) {
+		/* The header of each is written over the last bytes before it */
 		for (size_t at = 0; !error && (at < len || !at); at += unit) {
 			size_t part = len - at < unit ? len - at : unit;
-			uint8_t kept[8];
+			uint8_t kept[sizeof(struct udp_header)];
 
-			memcpy(kept, payload + at - 8, 8);
+			memcpy(kept, payload + at - sizeof(kept), sizeof(kept));
 			if (part < unit)
 				error = datagram_emit(tap, template, template_len,
 						 payload + at, part, 0, mtu, 0);
@@ -79,7 +77,7 @@ int datagram_emit(struct tap *tap, const uint8_t *template,
 				error = emit_fragments(tap, template,
 						       template_len,
 						       payload + at, part, mtu);
-			memcpy(payload + at - 8, kept, 8);
+			memcpy(payload + at - sizeof(kept), kept, sizeof(kept));
 			if (!unit)
 				break;
 		}

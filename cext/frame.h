@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * frame.h: Ethernet frames with TCP in them, taken apart and put together.
+ * frame.h: Ethernet frames, taken apart (frame_parse.c) and put together
+ * (frame_build.c).
  */
 #ifndef PYSPLICE_FRAME_H
 #define PYSPLICE_FRAME_H
@@ -8,26 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* struct virtio_net_hdr of the virtio specification, 5.1.6, without the
- * num_buffers field: what a tap with IFF_VNET_HDR puts before each frame. */
-struct vnet_header {
-	uint8_t flags;
-	uint8_t gso_type;
-	uint16_t hdr_len;
-	uint16_t gso_size;
-	uint16_t csum_start;
-	uint16_t csum_offset;
-};
+#include "wire.h"
 
-#define VNET_HDR_LEN 10
-#define VNET_F_NEEDS_CSUM 1
-#define VNET_F_DATA_VALID 2
-#define VNET_GSO_NONE 0
-#define VNET_GSO_TCPV4 1
-#define VNET_GSO_TCPV6 4
-#define VNET_GSO_UDP_L4 5
-
-#define ETH_LEN 14
+#define VNET_HDR_LEN sizeof(struct vnet_header)
+#define ETH_LEN sizeof(struct ethernet_header)
 #define IP_MAX 65535                    /* the length field of an IP header */
 #define FRAME_MAX (ETH_LEN + 65536)     /* what a tap can hand over at most */
 
@@ -37,10 +22,13 @@ struct vnet_header {
 #define KEY6_LEN 36
 
 /* A template is a frame up to and including the ports. */
-#define TEMPLATE4_LEN (ETH_LEN + 20 + 4)
-#define TEMPLATE6_LEN (ETH_LEN + 40 + 4)
+#define PORTS_LEN 4
+#define TEMPLATE4_LEN (ETH_LEN + sizeof(struct ipv4_header) + PORTS_LEN)
+#define TEMPLATE6_LEN (ETH_LEN + sizeof(struct ipv6_header) + PORTS_LEN)
 #define TCP_OPTIONS_MAX 40
-#define HEADERS_MAX (VNET_HDR_LEN + ETH_LEN + 40 + 20 + TCP_OPTIONS_MAX)
+#define HEADERS_MAX                                                            \
+	(VNET_HDR_LEN + ETH_LEN + sizeof(struct ipv6_header) +                 \
+	 sizeof(struct tcp_header) + TCP_OPTIONS_MAX)
 
 enum tcp_flag {
 	TCP_FIN = 0x01,
@@ -87,14 +75,14 @@ struct segment {
 	uint32_t len;           /* of the payload, bytes */
 };
 
-/* Take FRAME apart.  TRUSTED: the checksum of layer 4 need not be verified.
- * MAC is the station that we are, NULL: any.  Fills *SEG if the result is
- * FRAME_TCP or FRAME_UDP (of the latter, key, udp, ttl, df, group, payload and
- * len), and its reason if it is FRAME_BAD. */
+/* Take FRAME apart (frame_parse.c).  TRUSTED: the checksum of layer 4 need not
+ * be verified.  MAC is the address of this station, NULL: any.  *SEG is zeroed
+ * first; it is filled if the result is FRAME_TCP or FRAME_UDP (of the latter,
+ * without what only TCP has), and has the reason if it is FRAME_BAD. */
 enum frame_kind frame_parse(const uint8_t *frame, size_t len, int trusted,
 			    const uint8_t *mac, struct segment *seg);
 
-/* What is on the wire before the payload of one segment. */
+/* frame_build.c: what is on the wire before the payload of one segment. */
 struct tcp_fields {
 	uint32_t seq;
 	uint32_t ack;
@@ -131,8 +119,9 @@ size_t frame_build_fragment(uint8_t *out, const uint8_t *template,
 /* The IP header's length, with that of a fragment if FRAGMENT. */
 size_t frame_ip_len(size_t template_len, int fragment);
 
-/* The checksum of a UDP datagram as it goes on the wire, never 0 (RFC 768). */
-uint16_t frame_udp_check(const uint8_t *template, size_t template_len,
-			 const uint8_t *udp, size_t len);
+/* Write the checksum of a UDP datagram of LEN bytes that goes to where TEMPLATE
+ * says. */
+void frame_put_udp_check(const uint8_t *template, size_t template_len,
+			 struct udp_header *udp, size_t len);
 
 #endif

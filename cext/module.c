@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "datagram.h"
+#include "message.h"
 #include "sockio.h"
 #include "stream.h"
 
@@ -179,7 +180,7 @@ static int module_clear(PyObject *module)
 static PyMethodDef module_methods[] = {
 	{"socket_facts", socket_facts, METH_VARARGS, NULL},
 	{"bound_ports", bound_ports, METH_VARARGS, NULL},
-	{"ancillary", datagram_ancillary, METH_VARARGS, NULL},
+	{"ancillary", message_ancillary, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * runs.c: the segments of a batch, grouped into runs: those of one flow that
- * follow each other.  Owns nothing beyond what tap.c has.
+ * runs.c: the segments of a batch, grouped into runs: segments of one flow that
+ * follow each other.  Owns nothing; the batch is tap.c's.
  *
- * Grouping keeps the order within a flow, and joins only what a receiver would
- * have treated alike one by one:
+ * Grouping keeps the order within a flow, and joins only segments that a receiver
+ * would have treated alike one by one:
  *   - data that is contiguous, with no flags but ACK and PSH; a FIN ends it;
  *   - bare acknowledgements that move forward, or that repeat: `frames` then
  *     counts the repetitions of the last one.
@@ -99,62 +99,70 @@ void tap_add_segment(struct tap *self, const struct segment *seg,
 	run->head = run->tail = frame;
 }
 
-PyObject *tap_make_run(struct tap *self, int index)
+/* A struct sequence of COUNT items, which it takes over; NULL if it or one of
+ * them cannot be made. */
+static PyObject *make_sequence(PyTypeObject *type, PyObject **items, int count)
 {
-	struct run *r = &self->runs[index];
-	PyObject *run = PyStructSequence_New(self->state->run_type);
-	unsigned long long handle =
-		(unsigned long long)self->generation << 16 | (unsigned)index;
+	PyObject *sequence = PyStructSequence_New(type);
 
-	if (!run)
-		return NULL;
-	PyStructSequence_SetItem(run, 0,
-				 PyBytes_FromStringAndSize((char *)r->first.key,
-							   r->first.key_len));
-	PyStructSequence_SetItem(run, 1, PyLong_FromUnsignedLong(r->first.seq));
-	PyStructSequence_SetItem(run, 2, PyLong_FromUnsignedLong(r->ack));
-	PyStructSequence_SetItem(run, 3, PyLong_FromLong(r->window));
-	PyStructSequence_SetItem(run, 4, PyLong_FromLong(r->flags));
-	PyStructSequence_SetItem(run, 5, PyLong_FromUnsignedLong(r->len));
-	PyStructSequence_SetItem(run, 6, PyLong_FromUnsignedLong(r->frames));
-	PyStructSequence_SetItem(run, 7, PyLong_FromUnsignedLongLong(handle));
-	PyStructSequence_SetItem(run, 8, PyLong_FromLong(r->first.mss));
-	PyStructSequence_SetItem(run, 9, PyLong_FromLong(r->first.wscale));
-	PyStructSequence_SetItem(run, 10,
-				 PyLong_FromUnsignedLong(r->last_seq));
-	if (PyErr_Occurred()) {
-		Py_DECREF(run);
-		return NULL;
+	for (int i = 0; i < count; i++) {
+		if (sequence)
+			PyStructSequence_SetItem(sequence, i, items[i]);
+		else
+			Py_XDECREF(items[i]);
 	}
-	return run;
+	if (PyErr_Occurred())
+		Py_CLEAR(sequence);
+	return sequence;
 }
 
-PyObject *tap_make_datagrams(struct tap *self, int index)
+PyObject *tap_make_run(struct tap *self, int index)
 {
-	struct run *r = &self->runs[index];
-	PyObject *run = PyStructSequence_New(self->state->datagrams_type);
-	unsigned long long handle =
-		(unsigned long long)self->generation << 16 | (unsigned)index;
+	const struct run *r = &self->runs[index];
+	const struct segment *first = &r->first;
+	PyObject *key = PyBytes_FromStringAndSize((const char *)first->key,
+						  first->key_len);
+	PyObject *handle = PyLong_FromUnsignedLongLong(
+		(unsigned long long)self->generation << 16 | (unsigned)index);
 
-	if (!run)
-		return NULL;
-	PyStructSequence_SetItem(run, 0,
-				 PyBytes_FromStringAndSize((char *)r->first.key,
-							   r->first.key_len));
-	PyStructSequence_SetItem(run, 1, PyLong_FromUnsignedLong(r->frames));
-	PyStructSequence_SetItem(run, 2, PyLong_FromUnsignedLong(r->len));
-	PyStructSequence_SetItem(run, 3, PyLong_FromLong(r->first.ttl));
-	PyStructSequence_SetItem(run, 4, PyLong_FromUnsignedLongLong(handle));
-	PyStructSequence_SetItem(
-		run, 5,
-		PyBytes_FromStringAndSize(
-			(char *)self->memory + self->frames[r->head].start + 6,
-			6));
-	PyStructSequence_SetItem(run, 6, PyLong_FromLong(r->first.df));
-	PyStructSequence_SetItem(run, 7, PyLong_FromLong(r->first.group));
-	if (PyErr_Occurred())
-		Py_CLEAR(run);
-	return run;
+	if (first->udp) {
+		const struct ethernet_header *ethernet =
+			(const void *)(self->memory +
+				       self->frames[r->head].start);
+		/* As class Datagrams in _cext.pyi has them */
+		PyObject *items[] = {
+			key,
+			PyLong_FromUnsignedLong(r->frames),
+			PyLong_FromUnsignedLong(r->len),
+			PyLong_FromLong(first->ttl),
+			handle,
+			PyBytes_FromStringAndSize(
+				(const char *)ethernet->source,
+				sizeof(ethernet->source)),
+			PyLong_FromLong(first->df),
+			PyLong_FromLong(first->group),
+		};
+
+		return make_sequence(self->state->datagrams_type, items,
+				     sizeof(items) / sizeof(*items));
+	}
+	/* As class Run in _cext.pyi has them */
+	PyObject *items[] = {
+		key,
+		PyLong_FromUnsignedLong(first->seq),
+		PyLong_FromUnsignedLong(r->ack),
+		PyLong_FromLong(r->window),
+		PyLong_FromLong(r->flags),
+		PyLong_FromUnsignedLong(r->len),
+		PyLong_FromUnsignedLong(r->frames),
+		handle,
+		PyLong_FromLong(first->mss),
+		PyLong_FromLong(first->wscale),
+		PyLong_FromUnsignedLong(r->last_seq),
+	};
+
+	return make_sequence(self->state->run_type, items,
+			     sizeof(items) / sizeof(*items));
 }
 
 struct run *tap_find_run(struct tap *self, unsigned long long handle)

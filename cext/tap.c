@@ -26,7 +26,7 @@
 
 #define MEMORY_BYTES (FIRST_FRAME + BATCH_BYTES + VNET_HDR_LEN + FRAME_MAX)
 
-/* Of frames that are handed over whole: each costs the interpreter some time */
+/* Of frames that Python gets as they are: each costs the interpreter some time */
 #define OTHER_BYTES ((size_t)1 << 18)
 
 /* A frame as a record of a pcap file: microseconds, Ethernet. */
@@ -48,14 +48,14 @@ static void capture(struct tap *self, const struct iovec *iov, int count)
 	record[2] = record[3] = (uint32_t)len;
 	pieces[0].iov_base = record;
 	pieces[0].iov_len = sizeof(record);
-	/* A part of a record would make what follows it unreadable */
+	/* After a part of a record the rest of the file would be unreadable */
 	n = writev(self->capture, pieces, count + 1);
 	if (n == (ssize_t)(len + sizeof(record)))
 		return;
 	if (n > 0) {
 		off_t end = lseek(self->capture, 0, SEEK_CUR);
 
-		/* A pipe has it already */
+		/* From a pipe it cannot be taken back */
 		if (end >= n && ftruncate(self->capture, end - n))
 			n = -1;
 	}
@@ -78,7 +78,8 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			other_bytes < OTHER_BYTES; i++) {
 		uint8_t *buffer = self->memory + end;
 		uint16_t gso_size = 0;
-		struct segment seg = {0};
+		struct vnet_header vnet;
+		struct segment seg;
 		int trusted = 0;
 		ssize_t n;
 
@@ -88,7 +89,7 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 		if (n < 0) {
 			if (errno == EAGAIN || errno == EWOULDBLOCK)
 				break;
-			/* What came before the error must not be lost */
+			/* The frames before the error must not be lost */
 			if (i)
 				break;
 			PyErr_SetFromErrno(PyExc_OSError);
@@ -100,10 +101,11 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 			continue;
 		}
 		if (vnet_len) {
-			trusted = buffer[0] & (VNET_F_NEEDS_CSUM |
-					       VNET_F_DATA_VALID);
-			if (buffer[1] == VNET_GSO_UDP_L4)
-				memcpy(&gso_size, buffer + 4, 2);
+			memcpy(&vnet, buffer, sizeof(vnet));
+			trusted = vnet.flags & (VNET_F_NEEDS_CSUM |
+						VNET_F_DATA_VALID);
+			if (vnet.gso_type == VNET_GSO_UDP_L4)
+				gso_size = vnet.gso_size;
 		}
 		buffer += vnet_len;
 		n -= (ssize_t)vnet_len;
@@ -144,11 +146,11 @@ static PyObject *tap_drain(PyObject *obj, PyObject *Py_UNUSED(ignored))
 	runs = PyList_New(0);
 	datagrams = PyList_New(0);
 	for (int i = 0; runs && datagrams && i < self->run_count; i++) {
-		int udp = self->runs[i].first.udp;
-		PyObject *run = udp ? tap_make_datagrams(self, i) :
-				      tap_make_run(self, i);
+		PyObject *run = tap_make_run(self, i);
 
-		if (!run || PyList_Append(udp ? datagrams : runs, run))
+		if (!run ||
+		    PyList_Append(self->runs[i].first.udp ? datagrams : runs,
+				  run))
 			Py_CLEAR(runs);
 		Py_XDECREF(run);
 	}
@@ -227,9 +229,9 @@ static PyObject *tap_store(PyObject *obj, PyObject *args)
 	Py_RETURN_NONE;
 }
 
-static PyObject *tap_headers(PyObject *obj, PyObject *arg)
+/* The first frame of a run: its headers, or with WHOLE all of it. */
+static PyObject *first_frame(struct tap *self, PyObject *arg, int whole)
 {
-	struct tap *self = (struct tap *)obj;
 	unsigned long long handle = PyLong_AsUnsignedLongLong(arg);
 	const struct frame *frame;
 	struct run *run;
@@ -240,8 +242,19 @@ static PyObject *tap_headers(PyObject *obj, PyObject *arg)
 	if (!run)
 		return NULL;
 	frame = &self->frames[run->head];
-	return PyBytes_FromStringAndSize((char *)self->memory + frame->start,
-					 frame->payload - frame->start);
+	return PyBytes_FromStringAndSize(
+		(char *)self->memory + frame->start,
+		frame->payload - frame->start + (whole ? frame->len : 0));
+}
+
+static PyObject *tap_headers(PyObject *obj, PyObject *arg)
+{
+	return first_frame((struct tap *)obj, arg, 0);
+}
+
+static PyObject *tap_frame(PyObject *obj, PyObject *arg)
+{
+	return first_frame((struct tap *)obj, arg, 1);
 }
 
 ssize_t tap_write(struct tap *self, struct iovec *iov, int count)
@@ -332,7 +345,7 @@ static PyObject *tap_emit_data(PyObject *obj, PyObject *args)
 		goto out;
 	}
 
-	/* What one frame can carry: whole segments, if it can be cut at all */
+	/* What one frame can carry: whole segments, if the guest cuts it */
 	most = IP_MAX - (most - ETH_LEN);
 	if ((size_t)mss < most)
 		most = self->vnet ? most / (size_t)mss * (size_t)mss :
@@ -399,25 +412,6 @@ static PyObject *tap_emit_frame(PyObject *obj, PyObject *arg)
 	n = tap_write(self, iov, 2);
 	PyBuffer_Release(&frame);
 	return PyLong_FromSsize_t(n < 0 ? n : 0);
-}
-
-/* The first frame of a run, whole. */
-static PyObject *tap_frame(PyObject *obj, PyObject *arg)
-{
-	struct tap *self = (struct tap *)obj;
-	unsigned long long handle = PyLong_AsUnsignedLongLong(arg);
-	const struct frame *frame;
-	struct run *run;
-
-	if (PyErr_Occurred())
-		return NULL;
-	run = tap_find_run(self, handle);
-	if (!run)
-		return NULL;
-	frame = &self->frames[run->head];
-	return PyBytes_FromStringAndSize(
-		(char *)self->memory + frame->start,
-		frame->payload - frame->start + frame->len);
 }
 
 static PyObject *tap_capture(PyObject *obj, PyObject *arg)

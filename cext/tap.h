@@ -73,9 +73,8 @@ extern PyType_Spec tap_spec;
 void tap_add_segment(struct tap *self, const struct segment *seg,
 		     uint32_t start, uint16_t gso_size);
 
-/* What Python is told of a run. */
+/* A run as Python has it: a Run, or Datagrams. */
 PyObject *tap_make_run(struct tap *self, int index);
-PyObject *tap_make_datagrams(struct tap *self, int index);
 
 /* The run that a handle names, or NULL with ValueError set. */
 struct run *tap_find_run(struct tap *self, unsigned long long handle);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The short cut beside pasta's: a stream from the host's loopback into a namespace, in turn, in one run.
+"""Spliced loopback connections beside pasta's: a stream from the host's loopback into a namespace, in turn, in one run.
 
     examples/compare_loopback.py                                   2 GiB a run, three rounds
     examples/compare_loopback.py --gib 10 --hash --rounds 1        both ends hash what they see

@@ -1,7 +1,8 @@
 """The command: argv -> Config -> set-up -> Proxy, and the exit status.
 
-Imports `config`, `observe`, `setup`, `sockets` and, once they are needed, `assemble` and `loop`.  Everything
-that can go wrong before the command starts ends here, in one line on stderr and exit status 1.
+Imports `config`, `observe`, `setup`, `sockets` and, once they are needed, `assemble`, `control`, `loop` and
+`proxy`.  Everything that can go wrong before the command starts ends here, in one line on stderr and exit
+status 1.
 """
 
 import contextlib

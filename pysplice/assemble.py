@@ -46,7 +46,7 @@ from .splice.plane import SplicePlane
 from .splice.streams import SplicedStreams
 from .stream.flows import Flow, Flows
 from .stream.host import HostSockets
-from .stream.open import Opener, Terms
+from .stream.open import Common, Opener
 from .stream.plane import NoStreams, StreamPlane, Streams
 from .tcp import small_queue, window
 from .translate import Translation
@@ -180,7 +180,7 @@ def _stream_plane(common: _Common, tap: TapDevice, neighbours: Neighbours, trace
     mtu = config.mtu or MTU_DEFAULT
     segment = small_queue.LARGE if tap.vnet else mtu - wire.IPV4 - wire.TCP
     queue = small_queue.SmallQueue(common.found.guest.tx_queue, segment, config.limit_output)
-    terms = Terms(
+    shared = Common(
         config.ipv4 and config.tcp,
         config.ipv6 and config.tcp,
         mtu,
@@ -194,7 +194,7 @@ def _stream_plane(common: _Common, tap: TapDevice, neighbours: Neighbours, trace
 
     flows = Flows(common.loop, most.outbound, most.inbound, most.half_open, failed)
     hosts = HostSockets(tap, common.host, common.loop, most.lingering)
-    opener = Opener(tap, neighbours, hosts, flows, common.translation, terms, common.log)
+    opener = Opener(tap, neighbours, hosts, flows, common.translation, shared, common.log)
     plane = StreamPlane(flows, hosts, opener, queue, common.loop, common.log, tap.readable)
     return plane
 

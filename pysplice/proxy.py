@@ -1,8 +1,8 @@
 """One tap and its planes: start, and orderly end.
 
-Owns the wiring between the loop and the planes.  Imports `budget`, `config`, `control`, `ending`, `forward`, `link`,
-`loop`, `observe`, `setup`, `sockets` and `splice`.  It knows no protocol and no flow: what a frame or a ready socket
-means is for the plane that it belongs to.
+Owns the wiring between the loop and the planes.  Imports `budget`, `clients`, `config`, `control`, `datagram`,
+`ending`, `forward`, `link`, `loop`, `observe`, `setup`, `sockets`, `splice` and `stream`.  It knows no protocol
+and no flow: what a frame or a ready socket means is for the plane that it belongs to.
 """
 
 import signal

@@ -1,6 +1,7 @@
 """What there is, in words and figures: for `pysplice ctl show`, --stats, and the last line of the log.
 
-Owns nothing, changes nothing.  Imports `config`, `datagram`, `forward`, `link`, `observe`, `splice` and `stream`.
+Owns nothing, changes nothing.  Imports `clients`, `config`, `datagram`, `forward`, `link`, `observe`, `splice`
+and `stream`.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """The guest's addresses and ports as sockets on the host: one for each, whatever it talks to.
 
-Owns these sockets.  Imports `sockets`, `wire` and the files of this room.
+Owns these sockets.  Imports `observe`, `sockets`, `wire` and the files of this room.
 
 An endpoint is an address and a port of the guest's (RFC 4787, REQ-1: endpoint-independent mapping).  Its socket is at
 the same port of the host if that is free.

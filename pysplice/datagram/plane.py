@@ -1,6 +1,6 @@
 """The plane of flows without a stream: UDP, echo requests and fragments.
 
-Owns the epoll instance that watches its sockets.  Imports `_cext`, `budget`, `config`, `forward`, `link`, `loop`,
+Owns the epoll instance that watches its sockets.  Imports `_cext`, `budget`, `config`, `forward`, `loop`,
 `observe`, `wire` and the files of this room.
 """
 

@@ -1,6 +1,6 @@
 """Socket addresses of datagrams as the kernel has them, and the sockets that datagrams go by.
 
-Owns nothing.  Imports `_cext`, `sockets`, `wire` and errors.py.
+Owns nothing.  Imports `_cext`, `observe`, `sockets`, `wire` and errors.py.
 
 No socket of this room is connected.  Between bind() and connect() a socket takes datagrams from any host, and nothing
 tells those from its peer's; so each datagram is sent to an address, and each one that arrives comes with an address.

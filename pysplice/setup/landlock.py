@@ -1,7 +1,7 @@
 """No file, no abstract socket and no process outside can be reached any more (landlock(7)).
 
-Owns nothing.  Imports libc.py.  The calls have no function in the C library; since Linux 5.1 a system call has the
-same number on every machine.
+Owns nothing.  Imports `config` and libc.py.  The calls have no function in the C library; since Linux 5.1 a
+system call has the same number on every machine.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Filters of system calls: each process of ours may make the calls of its role, and no others (seccomp(2)).
 
-Owns nothing.  Imports libc.py and syscalls.py: the calls and their numbers, which contrib/list-syscalls collects from
-the lines "system calls (ROLE): ..." in the code that makes them.
+Owns nothing.  Imports `config`, libc.py and syscalls.py: the calls and their numbers, which
+contrib/list-syscalls collects from the lines "system calls (ROLE): ..." in the code that makes them.
 
 The program is written here rather than by libseccomp.  It is one list and a few arguments; and where that library is
 missing, this would be needed all the same.

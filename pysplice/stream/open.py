@@ -18,8 +18,10 @@ from ..observe.describe import flow_name
 from ..observe.log import Log
 from ..observe.trace import Trace
 from ..tcp import seq, window
-from ..tcp.connection import UNREACHABLE, Connection
+from ..tcp.connection import Connection
+from ..tcp.connection import Terms as ConnectionTerms
 from ..tcp.doors import ACK, FIN, RST, SYN, Run
+from ..tcp.handshake import UNREACHABLE
 from ..tcp.small_queue import SmallQueue
 from ..translate import Translation
 from ..wire import KEY4_LEN, unpack
@@ -35,8 +37,8 @@ NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 MSS_MAX_VNET = 16 * 1024
 
 
-class Terms(NamedTuple):
-    """What every connection begins with.
+class Common(NamedTuple):
+    """What all connections have in common.
 
     `ipv4`, `ipv6`: which versions carry TCP for the guest.  `mtu`: of the tap, bytes.  `queue`: the small queue.
     `estimate`: the rule for the window.  `trace`: of the windows.
@@ -60,7 +62,7 @@ class Opener:
         hosts: HostSockets,
         flows: Flows,
         translation: Translation,
-        terms: Terms,
+        common: Common,
         log: Log,
     ) -> None:
         self._tap = tap
@@ -68,15 +70,15 @@ class Opener:
         self._hosts = hosts
         self._flows = flows
         self._translation = translation
-        self._terms = terms
+        self._common = common
         self._log = log
         self._secret = os.urandom(32)
-        self._mss_max = MSS_MAX_VNET if tap.vnet else terms.mtu
+        self._mss_max = MSS_MAX_VNET if tap.vnet else common.mtu
 
     def from_tap(self, run: Run, now: float) -> Flow | None:
         """Open the flow of a segment that belongs to none; None if the segment does not open one."""
         key: bytes = run.key  # type: ignore[attr-defined]
-        if not (self._terms.ipv4 if len(key) == KEY4_LEN else self._terms.ipv6):
+        if not (self._common.ipv4 if len(key) == KEY4_LEN else self._common.ipv6):
             return None
         headers = self._tap.headers(run.handle)
         mac = wire.frame_source(headers)
@@ -89,7 +91,7 @@ class Opener:
         self._neighbours.moved(guest, mac)
         oldest = self._flows.longest_waiting(inbound=False)
         if oldest is not None:
-            oldest.connection.abandon()
+            oldest.connection.reset(errno.ETIMEDOUT, silently=True)
             self._flows.settle(oldest)
         if not self._flows.has_room():
             self._log.flow("limit", "too many connections, a SYN was dropped", now)
@@ -162,19 +164,17 @@ class Opener:
         now: float,
     ) -> Flow:
         """Add a flow to the table; without a run a client on the host has begun it."""
-        terms = self._terms
+        common = self._common
         header = wire.IPV4 if len(key) == KEY4_LEN else wire.IPV6
-        connection = Connection(
-            TapEnd(self._tap, station, key, unreachable),
-            host,
-            run,
+        terms = ConnectionTerms(
             isn=seq.isn(self._secret, key, now),
-            mss=min(terms.mtu - header - wire.TCP, self._mss_max),
-            queue=terms.queue,
-            now=now,
-            estimate=terms.estimate,
-            trace=terms.trace.of_flow(flow_name(key)),
+            mss=min(common.mtu - header - wire.TCP, self._mss_max),
+            queue=common.queue,
+            estimate=common.estimate,
+            trace=common.trace.of_flow(flow_name(key)),
         )
+        tap_end = TapEnd(self._tap, station, key, unreachable)
+        connection = Connection(tap_end, host, run, terms, now)
         flow = self._flows.add(key, connection, inbound=run is None)
         self._hosts.own(host, flow)
         return flow

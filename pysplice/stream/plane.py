@@ -1,6 +1,7 @@
 """The plane of TCP: which connection a segment or a ready socket belongs to.
 
-Owns the flows, their host sockets and the small queue.  Imports `loop`, `observe`, `tcp` and the files of this room.
+Owns the flows, their host sockets and the small queue.  Imports `budget`, `loop`, `observe`, `tcp` and the
+files of this room.
 
 One batch from the tap is handled like this: each run goes to its connection, then the host sockets are asked for
 answers, and what was read and is still not acknowledged then gets an acknowledgement of its own.

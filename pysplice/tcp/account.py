@@ -1,6 +1,6 @@
 """The account of a window: which numbers it came from and which rule decided, for the trace.
 
-Pure.  Imports `seq`, `window`, `small_queue` and the doors of this room.
+Pure.  Imports the files of this room.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ host sockets for answers that can carry the acknowledgement, the caller calls `a
 """
 
 import errno
+from typing import NamedTuple
 
 from . import seq, window
 from .account import Account
@@ -44,6 +45,7 @@ from .events import (
     TAP_SYN_SENT,
     learn,
 )
+from .handshake import ABORT, ACCEPTED, CHALLENGE, CONFIRMED, REFUSED, Handshake
 from .receive import Receive
 from .send import UNACCEPTABLE, Send
 from .small_queue import SmallQueue
@@ -55,54 +57,49 @@ SYN_ACK_RETRIES = 5
 RETRIES = 15
 KEEPALIVE_PROBES = 9
 
-# Socket errors that an ICMP message carries to the guest
-UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN})
-
 # Segments of one run that came too early and are answered with a duplicate acknowledgement each
 DUP_ACKS_SENT_MAX = 64
+
+
+# What is established, and whose remote host has not ended, is read
+READING = ESTABLISHED | SOCK_FIN_RCVD
+
+
+class Terms(NamedTuple):
+    """What a connection begins with.
+
+    `isn`: our initial sequence number.  `mss`: the segment size that we offer the guest, bytes.  `queue`: the small
+    queue of the tap.  `estimate`: the rule for what the host socket can still queue.  `trace`: told of each window that
+    is advertised, unless it is None.
+    """
+
+    isn: int
+    mss: int
+    queue: SmallQueue
+    estimate: window.Estimator = window.DEFAULT_ESTIMATOR
+    trace: Account | None = None
 
 
 class Connection:
     """A TCP connection of the guest's.
 
     `tap` and `host` are the two doors.  `run` is the guest's SYN; None: a client on the host has connected, and open()
-    asks the guest.  `isn` is our initial sequence number, `mss` the segment size that we offer (bytes), `queue` the
-    small queue of the tap, `now` the time, `estimate` the rule for what the host socket can still queue, and `trace`,
-    unless it is None, is told of each window that is advertised.
+    asks the guest.  `now` is the time.
     """
 
     __slots__ = (
-        "_queue",
-        "error",
-        "facts",
-        "host",
-        "quiet_since",
-        "receive",
-        "send",
-        "tap",
-        "unanswered",
-    )
+        "_handshake", "_queue", "error", "facts", "host", "quiet_since", "receive", "send", "tap", "unanswered",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        tap: TapDoor,
-        host: HostDoor,
-        run: Run | None,
-        *,
-        isn: int,
-        mss: int,
-        queue: SmallQueue,
-        now: float,
-        estimate: window.Estimator = window.DEFAULT_ESTIMATOR,
-        trace: Account | None = None,
-    ) -> None:
+    def __init__(self, tap: TapDoor, host: HostDoor, run: Run | None, terms: Terms, now: float) -> None:
         self.tap = tap
         self.host = host
-        self._queue = queue
+        self._queue = terms.queue
         self.facts = 0
         self.error = 0  # the errno that has ended the connection; 0 for a good end
-        self.receive = Receive(host, queue, mss, estimate, trace)
-        self.send = Send(tap, host, self.receive, isn, mss)
+        self.receive = Receive(host, terms.queue, terms.mss, terms.estimate, terms.trace)
+        self.send = Send(tap, host, self.receive, terms.isn, terms.mss)
+        self._handshake = Handshake(tap, self.receive, self.send)
         self.quiet_since = now  # when the guest was heard, or asked, last
         self.unanswered = 0  # how often in a row it did not answer
         if run is None:
@@ -116,8 +113,6 @@ class Connection:
         if fact == CLOSED:
             self._queue.throttled.pop(self, None)
 
-    # Entries
-
     def on_tap(self, run: Run, now: float) -> None:
         """A run of segments from the guest."""
         if self.facts & CLOSED:
@@ -125,7 +120,7 @@ class Connection:
         self.quiet_since = now
         self.unanswered = 0
         flags = run.flags
-        if not self.facts & ESTABLISHED and not self._handshake(run, now):
+        if not self.facts & ESTABLISHED and not self._opened(run, now):
             return
         if flags & (RST | SYN):
             self._reset_or_syn(run)
@@ -137,10 +132,7 @@ class Connection:
         receive = self.receive
         offset = seq.diff(receive.seq_from_tap, run.seq)
         end = run.length + (1 if flags & FIN else 0)
-        if offset > 0 and offset >= end:
-            self._ack()
-            return
-        if offset < 0 and seq.diff(run.seq, receive.wnd_edge) > 0:
+        if offset >= max(end, 1) or (offset < 0 and seq.diff(run.seq, receive.wnd_edge) > 0):
             self._ack()
             return
 
@@ -180,7 +172,7 @@ class Connection:
                 return
         if ready & (READABLE | URGENT | CLOSING | ERROR | HANGUP):
             self.send.readable(not facts & SOCK_FIN_RCVD, bool(ready & (URGENT | CLOSING | ERROR | HANGUP)))
-            if ready & ERROR and not self._reads():
+            if ready & ERROR and not (self.facts & READING == ESTABLISHED and self.send.has_window()):
                 # Otherwise reading yields the error, behind the data that came before it
                 self._broken(self.host.error() or errno.ECONNRESET)
                 return
@@ -209,17 +201,15 @@ class Connection:
             if room >> receive.ws_to_tap > left >> receive.ws_to_tap:
                 self._send_ack(room, left)
 
-    def reset(self, error: int) -> None:
-        """End the connection in both directions at once, in any state; `error` is an errno."""
+    def reset(self, error: int, silently: bool = False) -> None:
+        """End the connection in both directions at once, in any state; `error` is an errno.
+
+        `silently`: the guest hears nothing, as from a host that does not exist.
+        """
         if not self.facts & CLOSED:
             self.error = error
-            self._send_reset()
-            self._abort_host()
-
-    def abandon(self) -> None:
-        """Stop waiting for the host's connect(); the guest hears nothing, as from a host that does not exist."""
-        if not self.facts & CLOSED:
-            self.error = errno.ETIMEDOUT
+            if not silently:
+                self._send_reset()
             self._abort_host()
 
     def deadline(self) -> float:
@@ -232,7 +222,22 @@ class Connection:
             return retransmit_at
         return keepalive_at(self.quiet_since)
 
-    # The handshake: connect() first, SYN-ACK afterwards
+    def open(self, now: float) -> None:
+        """Ask the guest for a connection that was accepted on the host."""
+        self._handshake.ask(self.facts, now)
+        self._learn(TAP_SYN_SENT)
+
+    def _connected(self, now: float) -> None:
+        """The outcome of connect() is known."""
+        self.error = self.host.error()
+        if self.error:
+            self._handshake.refuse(self.error)
+            self.host.close()
+            self._learn(CLOSED)
+        else:
+            self._learn(SOCK_CONNECTED)
+            self._handshake.agree(self.facts, now)
+            self._learn(TAP_SYN_ACK_SENT)
 
     def _syn_from_tap(self, run: Run) -> None:
         """The guest's SYN or SYN-ACK: its numbers and options."""
@@ -240,87 +245,25 @@ class Connection:
         self.send.start(run)
         self._learn(TAP_SYN_RCVD)
 
-    def _connected(self, now: float) -> None:
-        """The outcome of connect() is known."""
-        error = self.host.error()
-        if error:
-            self.error = error
-            if error in UNREACHABLE:
-                self.tap.unreachable(error)
-            elif error != errno.ETIMEDOUT:
-                # A SYN that timed out was answered by no host, and so is the guest's: it has a timer of its own
-                self.tap.segment(0, self.receive.seq_from_tap, 0, RST | ACK)
-            self.host.close()
-            self._learn(CLOSED)
-            return
-        self._learn(SOCK_CONNECTED)
-        self._send_syn_ack(now)
-        self._learn(TAP_SYN_ACK_SENT)
-        self.send.seq_to_tap = seq.add(self.send.seq_to_tap, 1)
-
-    def open(self, now: float) -> None:
-        """Ask the guest for a connection that was accepted on the host."""
-        self._send_syn(now)
-        self._learn(TAP_SYN_SENT)
-        self.send.seq_to_tap = seq.add(self.send.seq_to_tap, 1)
-
-    def _send_syn(self, now: float) -> None:
-        receive, send = self.receive, self.send
-        field = receive.first_field(not self.facts & TAP_SYN_SENT)
-        self.tap.syn(send.seq_ack_from_tap, field, receive.mss, receive.ws_to_tap)
-        send.retransmit_at = now + send.round_trip.timeout()
-
-    def _send_syn_ack(self, now: float) -> None:
-        receive, send = self.receive, self.send
-        field = receive.first_field(not self.facts & TAP_SYN_ACK_SENT)
-        wscale = receive.ws_to_tap if receive.wscale_ok else -1
-        self.tap.syn_ack(send.seq_ack_from_tap, receive.seq_from_tap, field, receive.mss, wscale)
-        send.retransmit_at = now + send.round_trip.timeout()
-
-    def _handshake(self, run: Run, now: float) -> bool:
-        """A run for a connection that is not established; True if it is now."""
-        flags = run.flags
-        if self.facts & TAP_SYN_SENT:
-            self._answer(run, now)
-            return False
-        if flags & RST:
-            if run.seq == self.receive.seq_from_tap:
-                self._abort_host()
-            elif self.facts & TAP_SYN_ACK_SENT and self.receive.in_window(run.seq):
-                self._ack()  # RFC 5961, section 3.2
-            return False
-        if flags & SYN:
-            if run.seq != self.receive.irs:
-                # The guest has given up, and uses the ports again
-                self._abort_host()
-            elif self.facts & TAP_SYN_ACK_SENT:
-                self._send_syn_ack(now)
-            return False
-        if not flags & ACK or not self.facts & TAP_SYN_ACK_SENT or run.ack != self.send.seq_to_tap:
-            if flags & ACK:
-                self.tap.segment(run.ack, 0, 0, RST)
-            return False
-        self._learn(ESTABLISHED)
-        self.send.established(run)
-        return True
-
-    def _answer(self, run: Run, now: float) -> None:
-        """The guest's answer to our SYN (RFC 9293, 3.10.7.3)."""
-        flags = run.flags
-        if flags & ACK and run.ack != self.send.seq_to_tap:
-            if not flags & RST:
-                self.tap.segment(run.ack, 0, 0, RST)
-        elif flags & RST:
-            if flags & ACK:
-                # The port is closed: the client on the host has a connection already, and sees it reset
-                self.error = errno.ECONNREFUSED
-                self._abort_host()
-        elif flags & SYN and flags & ACK:
-            self._syn_from_tap(run)
+    def _opened(self, run: Run, now: float) -> bool:
+        """A run for a connection that is not established; True if it is now, and the run goes on."""
+        verdict = self._handshake.judge(self.facts, run, now)
+        if verdict == CHALLENGE:
+            self._ack()
+        elif verdict == ABORT:
+            self._abort_host()
+        elif verdict == REFUSED:
+            self.error = errno.ECONNREFUSED
+            self._abort_host()
+        elif verdict in (CONFIRMED, ACCEPTED):
+            if verdict == ACCEPTED:
+                self._syn_from_tap(run)
             self._learn(ESTABLISHED)
             self.send.established(run)
-            self._ack()
-            self._pump(now)
+            if verdict == ACCEPTED:
+                self._ack()
+                self._pump(now)
+        return verdict == CONFIRMED
 
     def _reset_or_syn(self, run: Run) -> None:
         """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, anything else is challenged."""
@@ -362,20 +305,16 @@ class Connection:
             error = receive.flush()
             if error:
                 self._broken(error)
-                return
-            if receive.kept:
-                return
-            if receive.ended:
+            elif receive.ended and not receive.kept:
                 self._shutdown()
-                return
-        if not self.facts & ESTABLISHED or receive.ended:
+        if receive.kept or receive.ended or self.facts & (ESTABLISHED | CLOSED) != ESTABLISHED:
             return
         left = receive.room_left()
         room = receive.room(left)
         if receive.is_update(room, left):
             self._send_ack(room, left)
         elif receive.starved:
-            self._throttle()
+            self._queue.throttle(self)
 
     def _ack(self) -> None:
         """Acknowledge what was read, with the window as it is now."""
@@ -389,17 +328,7 @@ class Connection:
         field = receive.advertise(room, left)
         self.tap.segment(self.send.seq_to_tap, receive.seq_from_tap, field, ACK)
         if receive.starved:
-            self._throttle()
-
-    def _throttle(self) -> None:
-        """Have the small queue resume this connection: a guest that was left with too little may stop."""
-        self.receive.starved = False
-        self._queue.throttle(self)
-
-    def _reads(self) -> bool:
-        """True if something is left to be read from the host socket, and the guest takes it."""
-        reading = self.facts & (ESTABLISHED | SOCK_FIN_RCVD) == ESTABLISHED
-        return reading and self.send.wnd_from_tap > self.send.in_flight()
+            self._queue.throttle(self)
 
     def _pump(self, now: float) -> None:
         """Move what the host socket has to the guest."""
@@ -415,7 +344,7 @@ class Connection:
                 if learned & fact:
                     self._learn(fact)
         if self.receive.starved:
-            self._throttle()
+            self._queue.throttle(self)
 
     # Timers
 
@@ -432,15 +361,9 @@ class Connection:
             self._guest_is_gone()
             return
         if not established:
-            if self.facts & TAP_SYN_SENT:
-                self._send_syn(now)
-            else:
-                self._send_syn_ack(now)
+            self._handshake.again(self.facts, now)
             return
-        if send.in_flight():
-            send.recover = send.seq_to_tap
-            send.retransmit()
-        else:
+        if not send.expired():
             # The tap did not take it, or the window is closed (RFC 9293, 3.8.6.1)
             self._pump(now)
             if self.facts & CLOSED:

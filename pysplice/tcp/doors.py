@@ -1,8 +1,8 @@
-"""The few calls a connection may make.
+"""The doors: the few calls that a connection may make.
 
-Owns nothing, imports no other room.  A door returns ints and never raises on the data path: below 0
-is -errno.  It never calls back.  `handle` names the payload of a run in the tap's batch, `stream` the
-bytes that were taken from the host socket; both are opaque here.
+Owns nothing; imports no other room.  A door returns ints and never raises on the data path; a result below 0 is
+-errno.  It never calls back.  `handle` names the payload of a run in the tap's batch, `stream` the bytes that
+were taken from the host socket; both are opaque here.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -26,9 +26,9 @@ CLOSING = 0x2000  # EPOLLRDHUP: the remote host will send no more
 class Run(Protocol):
     """Segments of one flow that follow each other, as they came from the tap.
 
-    `frames` counts them; for bare acknowledgements it counts how often the last one was seen.  `last_seq` is the
-    sequence number of the last of them.
-    `window` is not scaled.  `mss` (0: none) and `wscale` (-1: none) are the options of a SYN.
+    `frames` counts the segments; for bare acknowledgements, how often the last one was repeated.  `last_seq` is
+    the sequence number of the last segment.  `window` is not scaled.  `mss` (0: none) and `wscale` (-1: none)
+    are the options of a SYN.
     """
 
     @property
@@ -54,7 +54,7 @@ class Run(Protocol):
 
 
 class SocketFacts(NamedTuple):
-    """One reading of a host socket, what the window is computed from; -1: the kernel does not say."""
+    """One reading of a host socket, from which the window is computed; -1: the kernel does not say."""
 
     sndbuf: int  # SK_MEMINFO_SNDBUF, bytes of truesize
     wmem_queued: int  # SK_MEMINFO_WMEM_QUEUED, bytes of truesize
@@ -99,7 +99,7 @@ class TapDoor(Protocol):
 class HostDoor(Protocol):
     """The host socket of one connection."""
 
-    stream: Any  # what receive() took and discard() has not dropped yet; None while empty
+    stream: Any  # bytes that receive() took and discard() has not dropped yet; None while there are none
     capacity: int  # the most bytes that the stream can hold; may change while it is empty
 
     def error(self) -> int:
@@ -124,13 +124,13 @@ class HostDoor(Protocol):
         """Drop n bytes at the head of the stream: the guest has them."""
 
     def facts(self) -> SocketFacts:
-        """What the window is computed from."""
+        """Read what the window is computed from."""
 
     def arm(self) -> None:
         """Report once when the socket becomes writable (again), at once if it is."""
 
     def shutdown(self) -> int:
-        """No more data towards the remote host: it sees a FIN."""
+        """Send the remote host no more: it sees a FIN."""
 
     def close(self, reset: bool = False, /) -> None:
         """Give the socket back.  What is queued and kept is still delivered, then the remote host sees the end.

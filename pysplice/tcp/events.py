@@ -1,8 +1,8 @@
 """The facts of a connection, and what each requires and forbids.
 
-A connection has no state names such as FIN-WAIT-1: with two peers their product would be large and
-say little.  It has facts instead, each of which becomes true once and stays true.  SOCK is the side
-of the host socket, TAP the side of the guest.  What can happen next follows from the facts alone:
+A connection has no states such as FIN-WAIT-1: with two peers their product would be large and say little.  It has facts
+instead, each of which becomes true once and stays true.  SOCK is the side of the host socket, TAP the side of the
+guest.  What can happen next follows from the facts alone:
 
 - `REQUIRES[fact]`: all of these must hold before;
 - `ONE_OF[fact]`: one of these at least must hold before;
@@ -10,22 +10,21 @@ of the host socket, TAP the side of the guest.  What can happen next follows fro
 
 A connection that the guest opens begins with TAP_SYN_RCVD, one that comes from the host with SOCK_CONNECTED.
 
-Owns nothing, imports no other room.  Only `Connection._learn` changes a connection's facts, by
-`learn()` here, which refuses anything the table does not allow.  Facts are plain ints, because they
-are tested for each run of segments.
+Owns nothing; imports no other room.  Only Connection._learn() changes a connection's facts, by learn() here, which
+refuses anything that the table does not allow.  Facts are plain ints, because they are tested for each run of segments.
 """
 
 TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection, or agreed to ours
 SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded, or accept()
-TAP_SYN_ACK_SENT = 1 << 2  # so we told the guest
+TAP_SYN_ACK_SENT = 1 << 2  # the guest was told so
 ESTABLISHED = 1 << 3  # both SYNs are acknowledged: data may flow
-TAP_FIN_RCVD = 1 << 4  # the guest has said all, and we have all of it
-SOCK_FIN_SENT = 1 << 5  # so has the host socket: shutdown() was called
-SOCK_FIN_RCVD = 1 << 6  # the remote host has said all: end of stream read
-TAP_FIN_SENT = 1 << 7  # so we told the guest
-TAP_FIN_ACKED = 1 << 8  # and the guest knows
-CLOSED = 1 << 9  # nothing is left to be done, or it was cut short
-TAP_SYN_SENT = 1 << 10  # we asked the guest for a connection
+TAP_FIN_RCVD = 1 << 4  # the guest sends no more, and all of its data is here
+SOCK_FIN_SENT = 1 << 5  # all of it is in the host socket: shutdown() was called
+SOCK_FIN_RCVD = 1 << 6  # the remote host sends no more: the end of its data was read
+TAP_FIN_SENT = 1 << 7  # the guest has all of it, and was told that it is the end
+TAP_FIN_ACKED = 1 << 8  # the guest has acknowledged that
+CLOSED = 1 << 9  # nothing is left to be done, or the connection was cut off
+TAP_SYN_SENT = 1 << 10  # the guest was asked for a connection
 
 NAMES = {
     TAP_SYN_RCVD: "TAP_SYN_RCVD",
@@ -71,7 +70,7 @@ FINISHED = SOCK_FIN_SENT | TAP_FIN_ACKED
 
 
 class IllegalTransition(Exception):
-    """A fact was to be added that the table does not allow: a defect of ours, not of a peer."""
+    """A fact was added that the table does not allow: a defect of ours, not of a peer."""
 
 
 def names(facts: int) -> str:

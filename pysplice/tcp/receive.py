@@ -1,6 +1,6 @@
 """From the guest to the host socket: what is read, what is kept, and which window is advertised.
 
-Owns one direction of a connection.  Imports `seq`, `window`, `small_queue`, `account` and the doors of this room.
+Owns one direction of a connection.  Imports the files of this room.
 The theory of operation is in __init__.py.
 
 `Receive` sends no segment: it says what goes into the acknowledgement number and the window field, and the

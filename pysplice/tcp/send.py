@@ -1,7 +1,7 @@
 """From the host socket to the guest: what is sent, what is acknowledged, and what is sent again.
 
-Owns the other direction of a connection.  Imports `seq`, `timing`, `events`, the doors, and receive.py, because each
-segment carries an acknowledgement and a window.  The theory of operation is in __init__.py.
+Owns the other direction of a connection.  Imports the files of this room, receive.py among them because each segment
+carries an acknowledgement and a window.  The theory of operation is in __init__.py.
 """
 
 import errno
@@ -101,6 +101,10 @@ class Send:
     def in_flight(self) -> int:
         """Bytes that were sent and not acknowledged; a SYN and a FIN count as one byte each."""
         return seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
+
+    def has_window(self) -> bool:
+        """True if the guest takes more."""
+        return self.wnd_from_tap > self.in_flight()
 
     def held_up(self) -> bool:
         """True if nothing is in flight although something should be, or may have to be."""
@@ -282,6 +286,14 @@ class Send:
             )
         elif self.ended:
             self._tap.segment(self.seq_ack_from_tap, receive.seq_from_tap, field, FIN | ACK)
+
+    def expired(self) -> bool:
+        """The guest has not answered in time: send the first frame again; False if there is none in flight."""
+        if not self.in_flight():
+            return False
+        self.recover = self.seq_to_tap
+        self.retransmit()
+        return True
 
     def probe(self) -> None:
         """Ask for an acknowledgement, by a segment that the guest has seen and must answer (RFC 9293, 3.8.4)."""

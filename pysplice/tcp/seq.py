@@ -1,8 +1,7 @@
 """Sequence numbers: the only place that compares them.
 
-Owns nothing, imports no other room.  All functions take and give 32-bit
-numbers that wrap (RFC 9293, section 3.4); distances are signed, and mean
-something as long as the two numbers are less than 2**31 apart.
+Pure; imports no other room.  All functions take and give 32-bit numbers that wrap (RFC 9293, section 3.4).  Distances
+are signed, and meaningful as long as the two numbers are less than 2**31 apart.
 """
 
 import hashlib
@@ -24,8 +23,8 @@ def diff(a: int, b: int) -> int:
 def isn(secret: bytes, key: bytes, now: float) -> int:
     """Initial sequence number for the flow `key` at `now` seconds (RFC 6528, section 3).
 
-    ISN = M + F(key, secret): M counts 4-microsecond ticks, F is a keyed hash, so that the number
-    of one flow tells nothing about that of another, and grows from one life of a flow to the next.
+    ISN = M + F(key, secret).  M counts ticks of 4 microseconds; F is a keyed hash, so the number of one flow
+    tells nothing about that of another, and grows each time that the same flow is opened.
     """
     digest = hashlib.blake2b(key, key=secret, digest_size=4).digest()
     return (int(now * 250_000) + int.from_bytes(digest, "big")) & MASK

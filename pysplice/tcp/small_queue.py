@@ -1,12 +1,12 @@
 """Small queues: what each connection may have unread in the ring of the tap.
 
-Owns the estimate of one tap and its list of throttled connections; knows no clock and no device: time and
-runs are fed to it.  Imports nothing.
+Owns the estimates of one tap and its list of throttled connections.  It knows no clock and no device: time and runs are
+fed to it.  Imports no other room.
 
-The kernel bounds what a socket may have in the queues below it (TCP small queues, tcp_small_queue_check()),
-by memory that skb_orphan() takes off its account.  tun calls that in its transmit path, so behind a tap the
-guest's kernel is blind.  Whoever reads the ring is the only one who can do the job, and the window is the
-means: its right edge is bounded by how far it may be beyond what was read.
+The kernel bounds what a socket may have in the queues below it (TCP small queues, tcp_small_queue_check()), by
+memory that skb_orphan() takes off the socket's account.  tun calls that in its transmit path, so behind a tap
+the guest's kernel is blind.  Only the reader of the ring can do the job, and the window is its means: the right
+edge may lie only so far beyond what was read.
 """
 
 from collections.abc import Iterable
@@ -15,32 +15,33 @@ from typing import Protocol
 # A connection counts as queueing for one to two of these periods, seconds
 QUEUEING_PERIOD = 0.1
 
-# And as talking, which asks the others to be brief, for so long after a small message, seconds
+# A connection that sends small messages asks the others to be brief for so long after each, seconds
 TALKING_SECONDS = 1.0
 
-# What waits before somebody else's small message, in the time that it takes to be read.  The kernel allows
-# a socket a millisecond at its pacing rate (sk_pacing_shift); here all that is ahead in the ring is read by one
-# process which the sender, the receiver and the other one compete with, and that multiplies.
+# How much may wait before another connection's small message, as the time that it takes to be read.  The kernel
+# allows a socket a millisecond at its pacing rate (sk_pacing_shift).  Here one process reads everything that is
+# ahead in the ring, and it competes with the senders and the receivers for the processor, which multiplies the
+# time.
 QUEUE_SECONDS = 1 / 8192
 
-# What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP sends at
-# first (RFC 6928), and in tiny frames still few enough for many of them.  A window cannot be taken back.
+# What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP sends at first
+# (RFC 6928), and even in tiny frames few enough for many connections.  A window cannot be taken back.
 FIRST_BYTES = 16 * 1024
 
-# A frame by itself with less than this is a conversation, and shows nothing
+# A single frame with less than this is part of a conversation, and shows nothing
 FRAME_BYTES_SMALL = 1024
 
-# The largest frame; two of them are the least that a bulk sender is left with
+# The largest frame; a bulk sender is always left with two of them
 LARGE = 64 * 1024
 
 # Batches below this say little about how fast the ring is read
 RATE_BYTES_MIN = 64 * 1024
 
-# What one connection that is resumed is taken to put into the ring at most, frames
+# How many frames a connection that is resumed is assumed to put into the ring, at most
 RESUMED_FRAMES = 512
 
-# How long a throttled connection has to be quiet before it is resumed, seconds: with the ring empty, and with
-# others in it, when what it has sent may be behind theirs
+# How long a throttled connection has to be quiet before it is resumed, seconds: while the ring is empty, and while it
+# holds frames of others, behind which its own may be
 RESUME_AFTER = 0.001
 RESUME_AFTER_BUSY = 0.01
 
@@ -48,8 +49,8 @@ RESUME_AFTER_BUSY = 0.01
 def share(ring: int, active: int) -> int:
     """What one of `active` connections may have in a ring of `ring` frames, frames.
 
-    Half of the ring is shared out; the rest is for what no window bounds, and for windows that were said
-    when fewer shared it.  At least two, as the kernel leaves a socket two segments.
+    Half of the ring is shared out.  The rest is for frames that no window bounds, and for windows that were advertised
+    while fewer connections shared the ring.  At least two frames, as the kernel leaves a socket two segments.
     """
     return max(ring // 2 // max(active, 1), 2)
 
@@ -57,8 +58,7 @@ def share(ring: int, active: int) -> int:
 def bytes_per_frame(before: int, length: int, frames: int) -> int:
     """What a connection's frames carry, after `frames` more with `length` bytes in all; 0: not shown yet.
 
-    Small ones count at once, large ones have to last.  A small one by itself says nothing: nobody waits
-    behind it.
+    Small frames count at once, large ones have to last.  A single small frame says nothing: no frame waits behind it.
     """
     mean = max(length // frames, 1)
     if frames == 1 and mean < (before or FRAME_BYTES_SMALL):
@@ -77,7 +77,7 @@ def patience(rate: float, active: int, segment: int) -> int:
 
 
 class Seen(Protocol):
-    """What is asked of a run (see doors.Run)."""
+    """What is asked of a run (see doors.Run, and the flow key)."""
 
     @property
     def key(self) -> bytes: ...
@@ -93,6 +93,7 @@ class Reading(Protocol):
     seq_from_tap: int
     mss: int
     frame_bytes: int
+    starved: bool
 
 
 class Resumable(Protocol):
@@ -139,12 +140,11 @@ class Recent:
 class SmallQueue:
     """What all connections of one tap are held to; they share it.
 
-    `ring`: frames that the tap holds.  `segment`: the largest payload of a frame, bytes.  `limit`: a bound
-    that somebody chose, bytes; 0 for none at all, None to find it out (`--limit-output`).
+    `ring`: how many frames the tap holds.  `segment`: the largest payload of a frame, bytes.  `limit`: the user's bound
+    (`--limit-output`), bytes; 0: none at all; None: find it out.
 
-    A connection may have `frames` frames unread, of the size that its own have had, and `budget` bytes; 0 for
-    no bound.  `throttled`: connections that this left with too little, in order, with what had been read of
-    each and when.
+    A connection may have `frames` frames unread, of the size that it has sent so far, and `budget` bytes; 0: no bound.
+    `throttled`: connections that this has left with too little, in order, each with what had been read of it and when.
     """
 
     __slots__ = (
@@ -173,7 +173,7 @@ class SmallQueue:
         self._talking_until = 0.0
         self.rate = 0.0
         self._now = 0.0
-        self._granted = 0  # frames that may come of what resume() gave back within a period
+        self._granted = 0  # frames that may come of the connections that were resumed within a period
         self._granted_until = 0.0
         self._exhausted = False
         self.throttled: dict[Resumable, tuple[int, float]] = {}
@@ -182,11 +182,11 @@ class SmallQueue:
 
     @property
     def watching(self) -> bool:
-        """True if the bounds follow what is seen."""
+        """True if the bounds follow what is observed."""
         return self._limit is None
 
     def seen(self, runs: Iterable[Seen], now: float) -> None:
-        """A batch was read: who shares the ring."""
+        """A batch was read at `now`: find out which connections share the ring."""
         self._now = now
         if not self.watching:
             return
@@ -197,7 +197,7 @@ class SmallQueue:
             length = run.length
             if not length:
                 continue
-            # A small frame by itself is a conversation; two at a time, or a large one, are a queue
+            # A single small frame is a conversation; two at a time, or a large one, are a queue
             if run.frames > 1 or length >= large:
                 queueing.add(run.key)
             elif run.key not in queueing:
@@ -205,12 +205,12 @@ class SmallQueue:
                 self._talking_until = now + TALKING_SECONDS
         active = len(queueing)
         self.frames = share(self._ring, active)
-        # Who talked first and queues now was no other
+        # A talker that has itself begun to queue no longer counts
         others = active and now < self._talking_until and self._talker not in queueing
         self.budget = patience(self.rate, active, self._segment) if others and self.rate else 0
 
     def served(self, total: int, seconds: float) -> None:
-        """A batch of `total` bytes of payload took so long to be read and passed on."""
+        """A batch of `total` bytes of payload took `seconds` to be read and passed on."""
         if total >= RATE_BYTES_MIN and seconds > 0:
             rate = total / seconds
             self.rate += (rate - self.rate) / 16 if self.rate else rate
@@ -226,19 +226,20 @@ class SmallQueue:
         return room
 
     def throttle(self, connection: Resumable) -> None:
-        """It was left with too little: it is to be resumed."""
+        """A connection was left with less than a segment, and may stop: it is to be resumed."""
+        connection.receive.starved = False
         self.throttled[connection] = (connection.receive.seq_from_tap, self._now)
 
     def resume_after(self, now: float) -> float:
-        """How long to wait before resume() is asked again, seconds."""
+        """How long to wait before resume() is called again, seconds."""
         return max(self._granted_until - now, RESUME_AFTER) if self._exhausted else RESUME_AFTER
 
     def resume(self, now: float, empty: bool) -> Iterable[Resumable]:
-        """Connections to be resumed with a segment's room; those that went on by themselves wait.
+        """The connections that are to be resumed with a segment's room; those that went on by themselves wait.
 
-        `empty`: nothing is in the ring.  In order, and within a period no more than a quarter of the ring takes
-        if each of them fills its room with frames as small as it had.  tcp_tsq_handler() does as much for the
-        sockets on the list of TSQ.
+        `empty`: the ring holds nothing.  They come in order, and within a period no more than would fill a
+        quarter of the ring if each used its room for frames as small as before.  tcp_tsq_handler() does the
+        same for the sockets on the list of TSQ.
         """
         if now >= self._granted_until:
             self._granted_until = now + QUEUEING_PERIOD

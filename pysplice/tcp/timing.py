@@ -1,6 +1,6 @@
 """How long to wait for the guest: round trips and the retransmission timeout (RFC 6298).
 
-Owns the estimate of one connection.  Imports seq.py; knows nothing of segments but their numbers.
+Owns the estimate of one connection.  Imports seq.py; it knows nothing of segments but their numbers.
 """
 
 from . import seq
@@ -13,16 +13,16 @@ RTO_MIN = 0.2
 RTO_MAX = 120.0
 BACKOFF_MAX = 16
 
-# A guest that was silent for so long is asked whether it is still there (passt: KEEPALIVE_INTERVAL).
-# Rounded up to whole ticks, so that many idle connections share one wake-up.
+# A guest that has been silent for so long is asked for a sign of life (passt: KEEPALIVE_INTERVAL), seconds.  The time
+# is rounded up to whole ticks, so that many idle connections share one wake-up.
 KEEPALIVE_IDLE = 30.0
 KEEPALIVE_TICK = 10.0
 
 
 class RoundTrip:
-    """The estimate: `srtt` and `rttvar` in seconds, `backoff` the timeouts in a row.
+    """The estimate: `srtt` and `rttvar` in seconds; `backoff`: how many time-outs there were in a row.
 
-    One segment at a time is timed, and none that was sent twice (Karn's rule, section 3).
+    One segment at a time is timed, and none that was sent twice (Karn's algorithm, section 3).
     """
 
     __slots__ = ("_sent_at", "_seq", "backoff", "rto", "rttvar", "srtt")
@@ -40,11 +40,11 @@ class RoundTrip:
             self._seq, self._sent_at = end, now
 
     def resent(self) -> None:
-        """Something was sent again: what is being timed can no longer be told apart."""
+        """Something was sent again: an acknowledgement no longer tells which of the two it is for."""
         self._seq = -1
 
     def acknowledged(self, ack: int, now: float) -> None:
-        """Everything up to `ack` arrived."""
+        """Everything up to `ack` has arrived."""
         self.backoff = 0
         if self._seq < 0 or seq.diff(ack, self._seq) < 0:
             return
@@ -59,7 +59,7 @@ class RoundTrip:
         self.rto = RTO_MIN if rto < RTO_MIN else min(rto, RTO_MAX)
 
     def expired(self) -> None:
-        """Nothing arrived in time: wait twice as long (section 5.5)."""
+        """No acknowledgement has come in time: wait twice as long (section 5.5)."""
         self.backoff = min(self.backoff + 1, BACKOFF_MAX)
 
     def timeout(self) -> float:
@@ -68,6 +68,6 @@ class RoundTrip:
 
 
 def keepalive_at(quiet_since: float) -> float:
-    """When to ask a guest that was last heard, or asked, at `quiet_since`."""
+    """When to ask a guest that was heard, or asked, last at `quiet_since`."""
     at = quiet_since + KEEPALIVE_IDLE
     return at + -at % KEEPALIVE_TICK

@@ -1,12 +1,11 @@
-"""The window: how much the guest may still send, and what it is told first.  Pure functions.
+"""The window: how much the guest may still send, and the first window.
 
-Owns nothing; imports the shape of `SocketFacts` from doors.py.  S, W, Q and m below are the send
-buffer (SK_MEMINFO_SNDBUF), what is charged to it (SK_MEMINFO_WMEM_QUEUED), the payload in it
-(SIOCOUTQ) and the MSS of the host socket.  S and W are truesize, as sk_stream_memory_free() compares
-them: payload plus the sk_buffs that carry it.  Q is payload alone.
+Pure functions.  Imports SocketFacts of doors.py.  In what follows, S is the send buffer (SK_MEMINFO_SNDBUF), W what is
+charged to it (SK_MEMINFO_WMEM_QUEUED), Q the payload in it (SIOCOUTQ), and m the MSS of the host socket.  S and W are
+truesize, as sk_stream_memory_free() compares them: payload plus the sk_buffs that carry it.  Q is payload alone.
 
-An estimator answers one question, how many bytes of payload the socket can still queue.  `room` asks the
-chosen one, and adds what has to hold whichever it is: a window that is closed can be opened again.
+An estimator answers one question: how many bytes of payload the socket can still queue.  room() asks the chosen
+estimator, and adds what has to hold for all of them: a window that is closed can be opened again.
 """
 
 from collections.abc import Callable
@@ -22,11 +21,11 @@ SNDBUF_SMALL = 128 * 1024
 SNDBUF_BIG = 4 * 1024 * 1024
 SNDBUF_BIG_PERCENT = 75
 
-# What one byte in a queue is charged with beyond itself: an sk_buff and its headers' room (Linux 6.18, seen)
+# What one segment in a queue costs beyond its payload: an sk_buff, and the room for its headers (measured, Linux 6.18)
 SKB_OVERHEAD = 832
 SEGMENT = 1448  # an MSS that is not known
 
-# The price rises a little as a queue grows: this part of the buffer is left for that, 0.2 %
+# The price of a byte rises a little as a queue grows; this part of the buffer is left for that, 0.2 %
 MARGIN_SHIFT = 9
 
 # A room below one MSS counts as none if data was sent less than this many round trips ago
@@ -34,10 +33,10 @@ SILLY_RTTS = 10
 
 
 def scaled(buffer: int) -> int:
-    """The payload that a send buffer of `buffer` bytes can be expected to hold.
+    """How much payload a send buffer of `buffer` bytes can be expected to hold.
 
-    100 % of a small buffer, 75 % of a big one, linear between: what passt uses where the overhead of
-    sk_buffs cannot be seen (clamped_scale() there).
+    100 % for a small buffer, 75 % for a big one, linear between; passt uses this where the overhead of sk_buffs
+    cannot be seen (clamped_scale() there).
     """
     if buffer <= SNDBUF_SMALL:
         return buffer
@@ -51,7 +50,7 @@ def scaled(buffer: int) -> int:
 
 
 def sndbuf(facts: SocketFacts) -> int:
-    """scaled(S) - Q: what was done before SO_MEMINFO, and still is where the kernel has none.
+    """scaled(S) - Q: the rule from before SO_MEMINFO, and for kernels without it.
 
     From passt (SNDBUF_GET() - SIOCOUTQ in tcp_update_seqack_wnd()).  The overhead is a guess from the size
     of the buffer.  Fails both ways: small segments cost far more than a quarter, so sendmsg() is short;
@@ -78,7 +77,7 @@ def linear(facts: SocketFacts) -> int:
 
 
 def _segments(facts: SocketFacts, charged: int) -> int:
-    """Free memory in whole segments at the overhead that the queue shows; `charged` is for the fallback."""
+    """The free memory in whole segments, at the overhead that the queue shows; without one, scaled(S) - `charged`."""
     s, w, q, m = facts.sndbuf, facts.wmem_queued, facts.outq, facts.snd_mss
     if w < 0:
         return sndbuf(facts)
@@ -134,10 +133,10 @@ def truesize(facts: SocketFacts) -> int:
 def peer(facts: SocketFacts) -> int:
     """The remote host's window alone (tcpi_snd_wnd): what upstream offers below a low round-trip time.
 
-    It says nothing about the socket in between.  Fails wherever the remote host takes more at a time than
-    the send buffer holds, most of all on fast paths, where buffers stay small because they drain at once:
-    a burst of megabytes meets a buffer of 85 KiB, sendmsg() is short, and a proxy that cannot keep the
-    rest has the guest send it again.  Without tcpi_snd_wnd, as `sndbuf`.
+    It says nothing about the socket in between.  Fails wherever the remote host takes more at a time than the
+    send buffer holds; most of all on fast paths, where buffers stay small because they drain at once.  A burst
+    of megabytes meets a buffer of 85 KiB, sendmsg() is short, and a proxy that cannot keep the rest has the
+    guest send it again.  Without tcpi_snd_wnd, as `sndbuf`.
     """
     return facts.snd_wnd if facts.snd_wnd >= 0 else sndbuf(facts)
 
@@ -156,15 +155,15 @@ DEFAULT_NAME = "truesize"
 DEFAULT_ESTIMATOR = ESTIMATORS[DEFAULT_NAME]
 
 
-# What holds for all of them
+# What holds for all estimators
 
 
 def writable(facts: SocketFacts) -> bool:
     """True if the kernel calls the socket writable: W is at most two thirds of S.
 
-    sk_stream_is_writeable(): the free space is at least half of what is queued, to the byte, because to
-    ask a socket that is writable after all would be answered at once, again and again.  Above that, and only
-    above, epoll will report when space comes back, so a window may be closed there and nowhere else.
+    This is sk_stream_is_writeable(), to the byte: the free space is at least half of what is queued.  If we
+    were wrong and asked a socket that is writable, the answer would come at once, again and again.  Only above
+    that limit epoll reports when space comes back, so a window may be closed there and nowhere else.
     """
     queued = facts.outq if facts.wmem_queued < 0 else facts.wmem_queued
     return facts.sndbuf - queued >= queued >> 1
@@ -189,7 +188,7 @@ def room(facts: SocketFacts, mss: int, estimate: Estimator = DEFAULT_ESTIMATOR) 
 
 
 def bounds(facts: SocketFacts, mss: int, estimate: Estimator) -> dict[str, Any]:
-    """What each rule makes of one reading, for whoever wants to look: `room` and how it came about."""
+    """What each estimator makes of one reading, and how the room came about: for the trace and the lab."""
     free = estimate(facts)
     result = room(facts, mss, estimate)
     return {
@@ -205,7 +204,7 @@ def bounds(facts: SocketFacts, mss: int, estimate: Estimator) -> dict[str, Any]:
 
 
 class InitialWindow(NamedTuple):
-    """What tcp_select_initial_window() settles: bytes, shift, and the most that can ever be said."""
+    """What tcp_select_initial_window() chooses: a window (bytes), a scale, and the largest window that it can say."""
 
     rcv_wnd: int
     rcv_wscale: int

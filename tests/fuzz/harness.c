@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * harness.c: frame.c and csum.c by themselves under AddressSanitizer and UBSan.  Feeds every truncation of
+ * harness.c: frame_parse.c, frame_build.c and csum.c by themselves under AddressSanitizer and UBSan.  Feeds every truncation of
  * valid frames, single changed bytes and random bytes, each in memory of exactly its size, so that one byte
  * read beyond the frame ends the program.  Usage: harness COUNT SEED
  */

@@ -242,7 +242,7 @@ def command(peer, *words):
     return result.returncode, bool(result.stdout), bool(result.stderr)
 
 
-BOTH, ENDS, WAYS = (4, 6), ("guest", "other"), ("out", "in", "short cut")
+BOTH, ENDS, WAYS = (4, 6), ("guest", "other"), ("out", "in", "spliced")
 SCENARIOS = {
     **{f"refused, IPv{v}": (lambda p, v: connect(p.world.guest, p.world.remote_address(v), 9), v) for v in BOTH},
     "unreachable": (lambda p: connect(p.world.guest, "198.51.100.1", 9),),
@@ -250,7 +250,7 @@ SCENARIOS = {
     "nobody there": (lambda p: connect(p.world.guest, "10.99.0.77", 9, 4),),
     **{f"half-close {w}, {e} first, IPv{v}": (half_close, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
     **{f"reset {w}, by {e}, IPv{v}": (reset, w, v, e) for w in WAYS for e in ENDS for v in BOTH},
-    **{f"nobody listens {w}, IPv{v}": (nobody_listens, w, v) for w in ("in", "short cut") for v in BOTH},
+    **{f"nobody listens {w}, IPv{v}": (nobody_listens, w, v) for w in ("in", "spliced") for v in BOTH},
     **{f"who calls {w}, IPv{v}": (who_calls, w, v) for w in WAYS for v in BOTH},
     **{f"datagram of {n}, IPv{v}": (datagram, n, v) for n in (0, 1, 1472, 60000, 65487) for v in BOTH},
     **{f"datagram to nobody, IPv{v}": (datagram_to_nobody, v) for v in BOTH},
@@ -282,7 +282,7 @@ HOST = {4: World.HOST4, 6: World.HOST6}
 SILENT_REFUSAL = "the guest hears at once why its connection cannot be"
 INBOUND = "clients of the tap reach a guest that has not said anything yet"
 RESETS = "a reset is passed on as a reset, not as an end"
-PUBLIC = "the short cut leads to the namespace's own address, as in newer versions"
+PUBLIC = "a spliced connection leads to the namespace's own address, as in newer versions"
 QUIET = "nothing is said where nothing is wrong"
 SIGNALS = "a command dies of signals as it does outside, and its status says so"
 
@@ -293,10 +293,10 @@ DIFFERENT = {
     **{f"half-close out, guest first, IPv{v}": (WHOLE, "bytes arrive once") for v in BOTH},
     **{f"half-close in, {e} first, IPv{v}": (WHOLE, INBOUND) for e in ENDS for v in BOTH},
     **{f"reset {w}, by {e}, IPv{v}": ("ECONNRESET", RESETS) for w in WAYS for e in ENDS for v in BOTH},
-    **{f"nobody listens {w}, IPv{v}": ("ECONNRESET", RESETS) for w in ("in", "short cut") for v in BOTH},
+    **{f"nobody listens {w}, IPv{v}": ("ECONNRESET", RESETS) for w in ("in", "spliced") for v in BOTH},
     "who calls in, IPv4": ((World.REMOTE4, World.HOST4), INBOUND),
     "who calls in, IPv6": ((World.GATEWAY6, World.HOST6), INBOUND),
-    **{f"who calls short cut, IPv{v}": ((HOST[v], HOST[v]), PUBLIC) for v in BOTH},
+    **{f"who calls spliced, IPv{v}": ((HOST[v], HOST[v]), PUBLIC) for v in BOTH},
     "datagram of 65487, IPv6": ((65487, True, 65487), "datagrams of any size"),
     **{f"datagram to nobody, IPv{v}": ("ECONNREFUSED", "ICMP errors reach the guest") for v in BOTH},
     "datagram from the host to 127.0.0.1": ((World.HOST4, True, "127.0.0.1"), PUBLIC),

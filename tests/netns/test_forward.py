@@ -1,4 +1,4 @@
-"""Ports that lead into the namespace and out of it, by the tap and by the short cut."""
+"""Ports that lead into the namespace and out of it, by the tap and spliced."""
 
 import contextlib
 import os
@@ -293,7 +293,7 @@ def test_when_the_helper_in_the_namespace_dies(world, version, tmp_path):
     process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80", *out)
     *_, helper = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(helper, signal.SIGKILL)
-    assert any("no short cuts" in line for line in iter(process.stderr.readline, ""))
+    assert any("nothing can be spliced" in line for line in iter(process.stderr.readline, ""))
     gateway = world.GATEWAY4 if version == 4 else world.GATEWAY6
     with world.guest.listen(any_of(version), 80) as listener:
         client = world.host.connect(loopback(version), 8080)
@@ -709,7 +709,7 @@ def test_urgent_data_takes_the_short_cut_too(forwarded, first):
 
 
 def test_urgent_data_that_comes_at_once(forwarded):
-    """Before the other side of the short cut is connected."""
+    """Before the other side of the splice is connected."""
     with forwarded.guest.listen("0.0.0.0", 80) as listener:
         for _ in range(30):
             with forwarded.host.connect("127.0.0.1", 8080) as client:

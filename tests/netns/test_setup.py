@@ -45,11 +45,27 @@ def test_death_by_signal(shared_world, number):
     assert result.returncode == 128 + number
 
 
-@pytest.mark.parametrize("program", ("/no/such/program", ""))
-def test_command_that_cannot_be_run(shared_world, program):
-    result = command(shared_world, program, check=False)
-    assert result.returncode == 1
-    assert result.stderr == f"pysplice: cannot run '{program}': No such file or directory\n"
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    (
+        ("/no/such/program", 127, "No such file or directory"),
+        ("nosuchcommand", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
+        ("/etc/hostname", 126, "Permission denied"),
+        ("/", 126, "Permission denied"),
+    ),
+)
+def test_command_that_cannot_be_run(shared_world, program, status, reason):
+    """As with a shell, whatever directories in PATH cannot be read."""
+    env = {**os.environ, "PATH": "/root/none:/proc/1/root:" + os.environ["PATH"]}
+    result = command(shared_world, program, check=False, env=env)
+    assert (result.returncode, result.stderr) == (status, f"pysplice: cannot run '{program}': {reason}\n")
+
+
+def test_options_behind_a_pid(shared_world):
+    result = command(shared_world, "4711", "-t", "8080", check=False)
+    assert result.returncode == 127
+    assert "cannot run '4711': No such file or directory; options go before the PID" in result.stderr
 
 
 @pytest.mark.parametrize("address", ("10.99.0.7", "10.99.0.8"))

@@ -8,7 +8,7 @@ checks on the way what a peer may rely on.
 import random
 
 from pysplice.tcp import seq
-from pysplice.tcp.connection import Connection
+from pysplice.tcp.connection import Connection, Terms
 from pysplice.tcp.doors import ACK, FIN, PSH, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED
 from pysplice.tcp.small_queue import SmallQueue
@@ -173,8 +173,8 @@ class World:
         self.now = 10.0
         self.guest.remember()
         self.connection = Connection(
-            self.tap, self.host, self.guest.syn(), isn=rng.getrandbits(32), mss=mss,
-            queue=SmallQueue(limit=rng.choice((0, 0, 5000))), now=self.now,
+            self.tap, self.host, self.guest.syn(),
+            Terms(rng.getrandbits(32), mss, SmallQueue(limit=rng.choice((0, 0, 5000)))), self.now,
         )  # fmt: skip
         self.connection.on_host(WRITABLE, self.now)
         self.back: list[Segment] = []

@@ -11,7 +11,7 @@ scene.ack(n)                    the guest acknowledges n bytes more
 """
 
 from pysplice.tcp import seq, window
-from pysplice.tcp.connection import Connection
+from pysplice.tcp.connection import Connection, Terms
 from pysplice.tcp.doors import ACK, SYN, WRITABLE
 from pysplice.tcp.events import ESTABLISHED
 from pysplice.tcp.small_queue import SmallQueue
@@ -47,8 +47,8 @@ class Scene:
         self.isn = isn
         self.syn = FakeRun(irs, 0, window_, SYN, mss=guest_mss, wscale=wscale)
         self.connection = Connection(
-            self.tap, self.host, None if inbound else self.syn, isn=isn, mss=mss, queue=self.queue,
-            now=self.now, estimate=estimate, trace=trace,
+            self.tap, self.host, None if inbound else self.syn,
+            Terms(isn, mss, self.queue, estimate, trace), self.now,
         )  # fmt: skip
         if inbound:
             self.connection.open(self.now)

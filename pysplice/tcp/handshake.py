@@ -1,0 +1,104 @@
+"""The handshake: connect() first, SYN-ACK afterwards; or a SYN of ours, for a client on the host.
+
+Owns nothing beyond its references; imports the files of this room and no other room.
+
+`Handshake` sends what the handshake needs, and judges what the guest answers.  The connection acts on the verdict,
+because the facts are its own.
+"""
+
+import errno
+
+from . import seq
+from .doors import ACK, RST, SYN, Run, TapDoor
+from .events import TAP_SYN_ACK_SENT, TAP_SYN_SENT
+from .receive import Receive
+from .send import Send
+
+# Verdicts: what a segment means before the connection is established
+IGNORE = 0  # nothing
+CHALLENGE = 1  # it may be forged: acknowledge what there is (RFC 5961, section 3.2)
+ABORT = 2  # the guest wants no such connection
+REFUSED = 3  # the port is closed: the client on the host has a connection already, and sees it reset
+CONFIRMED = 4  # the guest has acknowledged our SYN-ACK
+ACCEPTED = 5  # the guest has answered our SYN
+
+# Socket errors that an ICMP message carries to the guest
+UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN})
+
+
+class Handshake:
+    """The handshake of one connection."""
+
+    __slots__ = ("_receive", "_send", "_tap")
+
+    def __init__(self, tap: TapDoor, receive: Receive, send: Send) -> None:
+        self._tap = tap
+        self._receive = receive
+        self._send = send
+
+    def ask(self, facts: int, now: float) -> None:
+        """Send our SYN, or send it again; it is on its way once TAP_SYN_SENT is a fact."""
+        receive, send = self._receive, self._send
+        field = receive.first_field(not facts & TAP_SYN_SENT)
+        self._tap.syn(send.seq_ack_from_tap, field, receive.mss, receive.ws_to_tap)
+        self._sent(facts & TAP_SYN_SENT, now)
+
+    def agree(self, facts: int, now: float) -> None:
+        """Send our SYN-ACK, or send it again."""
+        receive, send = self._receive, self._send
+        field = receive.first_field(not facts & TAP_SYN_ACK_SENT)
+        wscale = receive.ws_to_tap if receive.wscale_ok else -1
+        self._tap.syn_ack(send.seq_ack_from_tap, receive.seq_from_tap, field, receive.mss, wscale)
+        self._sent(facts & TAP_SYN_ACK_SENT, now)
+
+    def again(self, facts: int, now: float) -> None:
+        """The guest has not answered: send the same again."""
+        (self.ask if facts & TAP_SYN_SENT else self.agree)(facts, now)
+
+    def _sent(self, before: int, now: float) -> None:
+        send = self._send
+        send.retransmit_at = now + send.round_trip.timeout()
+        if not before:
+            send.seq_to_tap = seq.add(send.seq_to_tap, 1)
+
+    def refuse(self, error: int) -> None:
+        """Tell the guest that connect() has failed with this errno."""
+        if error in UNREACHABLE:
+            self._tap.unreachable(error)
+        elif error != errno.ETIMEDOUT:
+            # A SYN that timed out was answered by no host, and so is the guest's: it has a timer of its own
+            self._tap.segment(0, self._receive.seq_from_tap, 0, RST | ACK)
+
+    def judge(self, facts: int, run: Run, now: float) -> int:
+        """What a run means; one of the verdicts.  A SYN that was repeated is answered here."""
+        if facts & TAP_SYN_SENT:
+            return self._judge_answer(run)
+        receive, flags = self._receive, run.flags
+        if flags & RST:
+            if run.seq == receive.seq_from_tap:
+                return ABORT
+            return CHALLENGE if facts & TAP_SYN_ACK_SENT and receive.in_window(run.seq) else IGNORE
+        if flags & SYN:
+            if run.seq != receive.irs:
+                return ABORT  # the guest has given up, and uses the ports again
+            if facts & TAP_SYN_ACK_SENT:
+                self.agree(facts, now)
+            return IGNORE
+        if not flags & ACK:
+            return IGNORE
+        if not facts & TAP_SYN_ACK_SENT or run.ack != self._send.seq_to_tap:
+            self._tap.segment(run.ack, 0, 0, RST)
+            return IGNORE
+        return CONFIRMED
+
+    def _judge_answer(self, run: Run) -> int:
+        """The guest's answer to our SYN (RFC 9293, 3.10.7.3)."""
+        flags = run.flags
+        if flags & ACK and run.ack != self._send.seq_to_tap:
+            if not flags & RST:
+                self._tap.segment(run.ack, 0, 0, RST)
+        elif flags & RST:
+            return REFUSED if flags & ACK else IGNORE
+        elif flags & SYN and flags & ACK:
+            return ACCEPTED
+        return IGNORE
