@@ -194,7 +194,14 @@ def test_the_theory_names_what_there_is():
     known = set()
     for module in (
         *(connection, doors, events, handshake, receive, send, seq, timing, window, small_queue),
-        *(connection.Connection, handshake.Handshake, receive.Receive, send.Send, doors.HostDoor, doors.TapDoor),
+        *(
+            connection.Connection,
+            handshake.Handshake,
+            receive.Receive,
+            send.Send,
+            doors.HostDoor,
+            doors.TapDoor,
+        ),
         *(timing.RoundTrip, doors.SocketFacts, small_queue.SmallQueue),
     ):
         known |= set(vars(module))

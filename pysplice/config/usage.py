@@ -123,13 +123,13 @@ def _roff(text: str) -> str:
 def manual(version: str) -> str:
     """The manual page pysplice(1)."""
     lines = [
-        f'.TH PYSPLICE 1 "" "pysplice {version}" "User Commands"',
+        f'.TH PYSPLICE 1 "2026-11-27" "pysplice {version}" "User Commands"',
         ".SH NAME",
         "pysplice \\- connect a network namespace to the host's network, without privileges",
         ".SH SYNOPSIS",
     ]
-    for form in (*SYNOPSIS, CTL_SYNOPSIS):
-        lines += [".B pysplice", _roff(form), ".br"]
+    for n, form in enumerate((*SYNOPSIS, CTL_SYNOPSIS)):
+        lines += [*([".br"] if n else []), ".B pysplice", _roff(form)]
     lines += [".SH DESCRIPTION", _roff(ABOUT), ".SH OPTIONS"]
     for group in GROUPS:
         options = [option for option in _listed() if option.group == group]

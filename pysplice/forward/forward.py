@@ -64,6 +64,7 @@ class Forward:
         self._loop = loop
         self._log = log
         self._ephemeral = ephemeral_ports()
+        self._unprivileged = unprivileged_port_start()  # read now: later this process has no files
         self._wanted: dict[Rule, int] = {}
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
@@ -194,7 +195,7 @@ class Forward:
         if error is not None and (not rule.weak or not opened):
             for port in ones(opened):
                 self.listeners.close_port(rule, port)
-            raise ConfigError(_cannot_listen(rule, failed, error))
+            raise ConfigError(_cannot_listen(rule, failed, error, self._unprivileged))
 
     # Ports that follow others
 
@@ -298,12 +299,11 @@ class Forward:
         self._scan.close()
 
 
-def _cannot_listen(rule: Rule, port: int, error: OSError) -> str:
-    """Why a port cannot be bound, and what helps."""
+def _cannot_listen(rule: Rule, port: int, error: OSError, unprivileged: int) -> str:
+    """Why a port cannot be bound, and what helps; `unprivileged` is the first port that takes no privileges."""
     where = f"{rule.address or ''}{'%' + rule.interface if rule.interface else ''}"
     what = rule.path or f"{where} port {port} ({rule.protocol})".strip()
     text = f"cannot listen on {what}: {error.strerror}"
-    start = unprivileged_port_start()
-    if error.errno == errno.EACCES and not rule.path and rule.side == HOST and port < start:
-        text += f"; ports below {start} (net.ipv4.ip_unprivileged_port_start) take privileges"
+    if error.errno == errno.EACCES and not rule.path and rule.side == HOST and port < unprivileged:
+        text += f"; ports below {unprivileged} (net.ipv4.ip_unprivileged_port_start) take privileges"
     return text

@@ -60,7 +60,7 @@ def account(
         "field_max": field_max,
     }
     if facts is not None:
-        lines |= facts._asdict()
+        lines |= {name: getattr(facts, name) for name in SocketFacts._fields}
         lines["mss"] = receive.mss
         lines |= window.bounds(facts, receive.mss, estimate)
         if room > lines["room"]:

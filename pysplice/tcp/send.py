@@ -142,7 +142,6 @@ class Send:
             return 0
 
         self.seq_ack_from_tap = run.ack
-        self.bytes_acked += advance
         # A run may repeat the acknowledgement that it has moved to
         self.dup_acks = run.frames - 1 if bare else 0
         self.round_trip.acknowledged(run.ack, now)
@@ -152,6 +151,7 @@ class Send:
         if data:
             self._host.discard(data)
             self.stream_len -= data
+            self.bytes_acked += data
         if self.recover >= 0:
             if seq.diff(run.ack, self.recover) >= 0:
                 self.recover = -1

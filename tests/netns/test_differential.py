@@ -309,6 +309,7 @@ DIFFERENT = {
     "ports 127.0.0.1/8082-8084": ((0, False, False), QUIET),
     "exit status 0": ((0, False, False), QUIET),
     "exit status 3": ((3, False, False), QUIET),
+    "no such command": ((127, False, True), "as a shell has it; 1 when called pasta"),
     "killed": ((137, False, False), SIGNALS),
     "ended by a signal": ((143, False, False), SIGNALS),
 }

@@ -504,10 +504,13 @@ def test_a_unix_socket_that_was_left_behind(world, tmp_path):
         sock.bind(path)
     world.pysplice("--config-net", *NONE, "-t", f"unix:{path}:80")
     (tmp_path / "file").touch()
-    for place in (path, str(tmp_path / "file")):
+    for place, why in (
+        (path, "Address already in use"),
+        (str(tmp_path / "file"), "there is a file that is no socket"),
+    ):
         result = world.host.run(*PYSPLICE, *NONE, "-t", f"unix:{place}:80", "--", "true", check=False)
         assert result.returncode == 1
-        assert f"cannot listen on {place}: Address already in use" in result.stderr
+        assert f"cannot listen on {place}: {why}" in result.stderr
         assert os.path.exists(place)
 
 
@@ -554,7 +557,7 @@ def test_rules_come_and_go(world, tmp_path):
         server, _ = accept(listener)
         with client, server:
             lines = ctl(path, "show").stdout.splitlines()
-            assert any(line.startswith("connection tcp [") for line in lines)
+            assert any(line.startswith("connection tcp 10.") for line in lines)
             assert ctl(path, "del", "-t", "8081:80").returncode == 0
             assert refused(world.remote, world.HOST4, 8081)
             transfer(client, server, 1, 1 << 20)

@@ -51,7 +51,7 @@ def test_death_by_signal(shared_world, number):
         ("/no/such/program", 127, "No such file or directory"),
         ("nosuchcommand", 127, "No such file or directory"),
         ("", 127, "No such file or directory"),
-        ("/etc/hostname", 126, "Permission denied"),
+        ("/etc/passwd", 126, "Permission denied"),
         ("/", 126, "Permission denied"),
     ),
 )
@@ -534,7 +534,10 @@ def test_a_tap_handed_over(world, vnet, options):
         ),
         (("--netns", "/etc/passwd"), "cannot join the network namespace /etc/passwd: it is none"),
         (("4194303",), "there is no process 4194303"),
-        (("--netns", "/proc/self/ns/net"), "/proc/self/ns/net is the network namespace that we run in"),
+        (
+            ("--netns", "/proc/self/ns/net"),
+            "/proc/self/ns/net is the network namespace that this process runs in",
+        ),
         (
             ("-o", "192.0.2.77", "true"),
             "connections cannot come from 192.0.2.77: Cannot assign requested address",
@@ -559,7 +562,7 @@ def test_a_tap_handed_over(world, vnet, options):
             "cannot listen on /no/such/dir/ctl: No such file or directory",
         ),
         (("--runas", "nonesuch", "true"), "no such user or group: 'nonesuch'"),
-        (("--fd", "250", "-T", "80"), "'80' does not go with --fd: there is nobody in the namespace"),
+        (("--fd", "250", "-T", "80"), "'80' does not go with --fd: no process of ours is in the namespace"),
     ),
 )
 def test_errors_are_one_line(shared_world, options, message):

@@ -15,6 +15,7 @@ class FakeLoop:
         self.watched = {}
         self.stopped = False
         self.on_signal = lambda: None
+        self.script = lambda: None  # what happens while run() runs
 
     def now(self) -> float:
         return self.time
@@ -65,6 +66,7 @@ class FakeLoop:
         assert set(signals) == {signal.SIGTERM, signal.SIGQUIT}
         self.on_signal = on_signal
         started()
+        self.script()
 
     def stop(self) -> None:
         self.stopped = True
