@@ -31,7 +31,7 @@ from .link.plane import LinkPlane
 from .link.reader import NoReader, Reader, TapReader
 from .link.responder import Responder
 from .link.tap import TapDevice
-from .loop import EventLoop
+from .loop import MainLoop
 from .observe.log import Log
 from .observe.trace import NoTrace, Trace, WindowTrace
 from .proxy import Planes, Proxy
@@ -77,13 +77,13 @@ class _Common(NamedTuple):
     translation: Translation
     policy: Policy
     most: budget.Budget
-    loop: EventLoop
+    loop: MainLoop
     log: Log
     host: Maker
     guest: Maker
 
 
-def assemble(config: Config, found: Found, loop: EventLoop, log: Log) -> Proxy:
+def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
     """The proxy of a run; raises ConfigError."""
     template = found.guest.template
     translation = make_translation(config, template, found.names)

@@ -115,8 +115,21 @@ class Loop(Protocol):
         """Call once at `when`, or as soon as possible if that has passed."""
 
 
+class MainLoop(Loop, Protocol):
+    """What the owner of the loop may ask beside that."""
+
+    def run(self, signals: Iterable[signal.Signals], on_signal: Call, started: Call) -> None:
+        """Serve until stop().  `on_signal` is called for each of `signals`, `started` once when the loop runs."""
+
+    def stop(self) -> None:
+        """Have run() return."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
 class EventLoop:
-    """The Loop that serves.  `failed` is told of an exception that a call has raised; the loop goes on."""
+    """The MainLoop that serves.  `failed` is told of an exception that a call has raised; the loop goes on."""
 
     def __init__(self, failed: Callable[[BaseException], object]) -> None:
         self._loop = uvloop.new_event_loop()
@@ -162,7 +175,6 @@ class EventLoop:
                 self._arm(when)
 
     def run(self, signals: Iterable[signal.Signals], on_signal: Call, started: Call) -> None:
-        """Serve until stop().  `on_signal` is called for each of `signals`, `started` once when the loop runs."""
         signals = set(signals)
         # A signal that comes before the loop runs would be lost in it
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -173,9 +185,7 @@ class EventLoop:
         self._loop.run_forever()
 
     def stop(self) -> None:
-        """Have run() return."""
         self._loop.stop()
 
     def close(self) -> None:
-        """Give everything back."""
         self._loop.close()

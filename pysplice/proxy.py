@@ -20,7 +20,7 @@ from .ending import Ending
 from .forward.forward import Forward
 from .link.advertise import Advertiser
 from .link.reader import Reader
-from .loop import Call, EventLoop
+from .loop import Call, MainLoop
 from .observe.log import Log
 from .observe.trace import Trace
 from .setup.watch import Watch
@@ -70,7 +70,7 @@ class Proxy:
     `descriptors`: how many there may be; they are shared out anew whenever listeners come or go.
     """
 
-    def __init__(self, loop: EventLoop, planes: Planes, descriptors: int, log: Log) -> None:
+    def __init__(self, loop: MainLoop, planes: Planes, descriptors: int, log: Log) -> None:
         self._loop = loop
         self._planes = planes
         self._descriptors = descriptors

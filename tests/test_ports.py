@@ -1,8 +1,12 @@
 """The grammar of forwarded ports."""
 
+import errno
+import os
+
 import pytest
 
 from pysplice.config import ConfigError, ports
+from pysplice.forward import forward
 
 
 def parse(text, option="-t"):
@@ -136,3 +140,56 @@ def test_rules_that_overlap(one, other, clash):
     # Another protocol, another side: another thing
     if other != "none" and "unix" not in one:
         assert ports.parse_all([("-t", one), ("-u", other)], "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "error", "hint"),
+    (
+        ("80", 80, errno.EACCES, True),
+        ("8080", 8080, errno.EACCES, False),
+        ("80", 80, errno.EADDRINUSE, False),
+    ),
+)
+def test_a_port_that_takes_privileges(text, port, error, hint):
+    """The message names the sysctl that decides, and only where it does."""
+    (rule,) = ports.parse("-t", "host", "tcp", text)
+    said = forward._cannot_listen(rule, port, OSError(error, os.strerror(error)), 1024)
+    assert said.startswith(f"cannot listen on port {port} (tcp): {os.strerror(error)}")
+    assert ("; ports below 1024 (net.ipv4.ip_unprivileged_port_start) take privileges" in said) == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    (
+        ("127.0.0.1:8080:80", "-t 127.0.0.1/8080:80"),
+        ("[::1]:8080", "-t ::1/8080"),
+        ("8080:80/tcp", "-t 8080:80"),
+        ("53/udp", "-u 53"),
+        ("unix:/x.sock", "the port is missing"),
+    ),
+)
+def test_spellings_of_other_programs(text, hint):
+    with pytest.raises(ConfigError, match="invalid ports for -t") as caught:
+        ports.parse("-t", "host", "tcp", text)
+    assert hint in str(caught.value)
+
+
+def test_what_follows_and_what_is_written_out_add_up():
+    rules = ports.parse_all([("-t", "auto"), ("-t", "9001")], "none")
+    assert [str(rule) for rule in rules] == ["auto", "9001"]
+    with pytest.raises(ConfigError, match="'9000-9002' overlaps '9001'"):
+        ports.parse_all([("-t", "9001"), ("-t", "9000-9002")], "none")
+
+
+def test_parts_of_a_rule():
+    (rule,) = ports.parse("-t", "host", "tcp", "9000-9003:80-83")
+
+    def part(text):
+        return ports.parse("-t", "host", "tcp", text)[0]
+
+    assert rule.has_part(rule) and rule.has_part(part("9001:81")) and rule.has_part(part("9002-9003:82-83"))
+    for other in ("9001", "9001:82", "8999-9001:79-81", "9001:81,auto", "127.0.0.1/9001:81"):
+        assert not rule.has_part(part(other))
+    assert [str(left) for left in rule.without(part("9001-9002:81-82"))] == ["9000:80", "9003:83"]
+    before, after = rule.without(rule)
+    assert before.last < before.first and after.last < after.first

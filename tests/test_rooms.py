@@ -149,7 +149,7 @@ def test_files_are_small():
 def definitions(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node, node.end_lineno - node.lineno + 1
+            yield node, (node.end_lineno or 0) - node.lineno + 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -10,7 +10,7 @@ import os
 import select
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from .. import _cext, wire
 from ..tcp.doors import ACK, SYN
@@ -112,6 +112,14 @@ def _syn_options(mss: int, wscale: int) -> bytes:
     return options
 
 
+class Emitter(Protocol):
+    """What a TapEnd asks of the tap."""
+
+    mac: bytes
+    emit: Callable[[bytes, int, int, int, int, bytes], int]
+    emit_data: Callable[..., int]
+
+
 class TapEnd:
     """The TapDoor of one connection: the start of its frames, and the tap.
 
@@ -121,7 +129,7 @@ class TapEnd:
     __slots__ = ("_emit", "_emit_data", "_mac", "_start", "_station", "_unreachable")
 
     def __init__(
-        self, tap: TapDevice, station: Station, key: bytes, unreachable: Callable[[int], Any]
+        self, tap: Emitter, station: Station, key: bytes, unreachable: Callable[[int], Any]
     ) -> None:
         self._station = station
         self._mac = station.mac

@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -369,16 +370,13 @@ class RealTapSide:
         self.ours, self.guest = tap_pair()
         self.tap = _cext.Tap(self.ours.fileno(), True)
         self._errors: list[int] = []
-        tap = self.tap
-
-        class Device:
-            mac = bytes.fromhex(OUR_MAC.replace(":", ""))
-            emit = tap.emit
-            emit_data = tap.emit_data
+        device = SimpleNamespace(
+            mac=bytes.fromhex(OUR_MAC.replace(":", "")), emit=self.tap.emit, emit_data=self.tap.emit_data
+        )
 
         guest_mac = bytes.fromhex(GUEST_MAC.replace(":", ""))
         self.station = Station(guest_mac)
-        self.door = TapEnd(Device, self.station, key(), self._errors.append)
+        self.door = TapEnd(device, self.station, key(), self._errors.append)
 
     def stream(self, data: bytes):
         stream = _cext.Stream(len(data) or 1)
@@ -389,7 +387,7 @@ class RealTapSide:
         return stream
 
     def sent(self) -> list[Segment]:
-        segments = []
+        segments: list[Segment] = []
         while True:
             try:
                 frame = self.guest.recv(70_000)[10:]

@@ -12,7 +12,7 @@ class FakeLoop:
     def __init__(self, time: float = 100.0) -> None:
         self.time = time
         self.timers = Timers(lambda when: None)
-        self.watched = {}
+        self.watched: dict = {}
         self.stopped = False
         self.on_signal = lambda: None
         self.script = lambda: None  # what happens while run() runs

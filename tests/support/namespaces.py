@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from socket import socket as Socket
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -101,13 +102,13 @@ class Namespace:
             raise error[0]
         return result[0]
 
-    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0) -> socket.socket:
+    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0) -> Socket:
         """A socket of the namespace; it can be used from anywhere."""
         sock = self.call(socket.socket, family, kind, protocol)
         sock.settimeout(20)
         return sock
 
-    def listen(self, address: str, port: int = 0, backlog: int = 128) -> socket.socket:
+    def listen(self, address: str, port: int = 0, backlog: int = 128) -> Socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = self.socket(family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -115,7 +116,7 @@ class Namespace:
         sock.listen(backlog)
         return sock
 
-    def connect(self, address: str, port: int) -> socket.socket:
+    def connect(self, address: str, port: int) -> Socket:
         sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         try:
             sock.connect((address, port))

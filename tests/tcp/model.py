@@ -28,7 +28,7 @@ class Guest:
         self.iss = rng.choice((0, 0xFFFFFF00, rng.getrandbits(32)))
         self.una = self.nxt = seq.add(self.iss, 1)
         self.end = seq.add(self.nxt, len(data))  # the FIN's number
-        self.edge = None  # right edge of the peer's window
+        self.edge: int | None = None  # right edge of the peer's window
         self.scale = 0
         self.received = bytearray()
         self.early: dict[int, bytes] = {}
@@ -38,6 +38,7 @@ class Guest:
         self.fin_received = self.reset = False
         self.timer = 0.0
         self.out: list[FakeRun] = []
+        self._granted: int
 
     def window(self) -> int:
         free = max(self.buffer - self.unread, 0)
@@ -115,7 +116,7 @@ class Guest:
         return self._granted
 
     def remember(self) -> None:
-        edge = seq.add(self.rcv_nxt, self.window() << max(self.wscale, 0))
+        edge: int = seq.add(self.rcv_nxt, self.window() << max(self.wscale, 0))
         if not hasattr(self, "_granted") or seq.diff(edge, self._granted) > 0:
             self._granted = edge
 

@@ -1,0 +1,207 @@
+"""What a user is told: typical mistakes and surprises, each with a line that says what to do instead."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..support.namespaces import PYSPLICE, stop
+from .test_forward import NONE, until
+
+CODE = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CODE)}
+
+
+def ours(world, *words, check=False, **kwargs):
+    """Run pysplice on the host to its end."""
+    return world.host.run(*PYSPLICE, *words, check=check, env=ENVIRONMENT, **kwargs)
+
+
+@pytest.mark.parametrize("option", ("--help", "--version"))
+@pytest.mark.parametrize("sink", ("full", "closed"))
+def test_a_text_that_cannot_be_written(option, sink):
+    """To a full disk or a pipe that nobody reads: quiet, with status 1."""
+    if sink == "full":
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    result = subprocess.run(
+        [*PYSPLICE, option], stdout=out, stderr=subprocess.PIPE, timeout=30, check=False, env=ENVIRONMENT
+    )
+    os.close(out)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_the_name_that_it_was_called_by(tmp_path):
+    link = tmp_path / "pasta"
+    link.write_text(f"#!{sys.executable}\nfrom pysplice.__main__ import main\nmain()\n")
+    link.chmod(0o755)
+    result = subprocess.run(
+        [link, "--help"], capture_output=True, text=True, timeout=30, check=True, env=ENVIRONMENT
+    )
+    assert result.stdout.startswith("Usage: pasta [OPTION]") and "Usage: pysplice" not in result.stdout
+
+
+def test_what_the_version_says():
+    result = subprocess.run(
+        [*PYSPLICE, "--version"], capture_output=True, text=True, timeout=30, env=ENVIRONMENT
+    )
+    assert re.match(r"pysplice \d+\.\d+\.\d+\n", result.stdout)
+    assert "CPython 3." in result.stdout and "uvloop " in result.stdout and "Linux " in result.stdout
+
+
+def test_counts_at_the_end_and_bytes(world):
+    with world.remote.listen(world.REMOTE4, 9000) as server:
+        code = (
+            "import socket; s = socket.create_connection(('10.99.0.2', 9000)); s.sendall(b'x' * 3000); "
+            "assert s.recv(10) == b'answer'"
+        )
+        process = world.host.spawn(
+            *PYSPLICE, "--config-net", *NONE, "--stats", "60", "--", sys.executable, "-c", code,
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        client, _ = server.accept()
+        with client:
+            got = 0
+            while got < 3000:
+                got += len(client.recv(4096))
+            client.sendall(b"answer")
+            assert process.wait(20) == 0
+    last = process.stderr.read().splitlines()[-1]
+    stop(process)
+    assert "1 connections (0 open)" in last or "1 connections (1 open)" in last
+    assert "2.93 KiB from the guest, 6 B to it" in last
+
+
+def test_counts_while_nothing_happens(world):
+    process = world.pysplice("--config-net", *NONE, "--stats", "1")
+    lines = [line for line in (process.stderr.readline() for _ in range(8)) if "connections" in line]
+    assert len(lines) >= 2
+
+
+def test_ping_that_the_host_does_not_allow(world):
+    """Said once, without -d, though stderr is a command's."""
+    # "1 0", no group, is what a new namespace has
+    code = f"for n in 1 2; do ping -c 1 -W 1 {world.REMOTE4} >/dev/null 2>&1; done; true"
+    result = ours(world, "--config-net", *NONE, "--", "sh", "-c", code)
+    told = [line for line in result.stderr.splitlines() if "ping_group_range" in line]
+    assert len(told) == 1 and "echo requests (ping) cannot be passed on" in told[0]
+
+
+@pytest.mark.parametrize("absolute", (False, True))
+def test_the_log(world, tmp_path, absolute):
+    log = tmp_path / "log"
+    log.touch()
+    options = ("--log-time",) if absolute else ()
+    process = world.pysplice("--config-net", *NONE, "-d", "-l", str(log), *options)
+    with world.remote.listen(world.REMOTE4, 9000), world.guest.connect(world.REMOTE4, 9000):
+        until(lambda: "connecting" in log.read_text())
+    stop(process)
+    first, *lines = log.read_text().splitlines()
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}$", first)
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}" if absolute else r"\d+\.\d{4}"
+    assert all(re.match(rf"{stamp}: (info|debug|warning): +\S", line) for line in lines), lines
+    assert any(re.search(r"debug: +[\d.]+:\d+ -> 10\.99\.0\.2:9000: connecting", line) for line in lines)
+
+
+def as_user(world, *words, **kwargs):
+    """The same without any privilege, as an ordinary user has it."""
+    plain = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    return world.host.run(*plain, *PYSPLICE, *words, check=False, env=ENVIRONMENT, **kwargs)
+
+
+def mistakes(world, folder):
+    (folder / "file").touch()
+    return (
+        (("-c", str(folder / "file"), "--", "true"), "there is a file that is no socket"),
+        (
+            ("--netns", world.guest.path, *NONE),
+            "be root, or name the user namespace that owns it (--userns)",
+        ),
+    )
+
+
+@pytest.mark.parametrize("number", range(2), ids=("control socket", "namespace"))
+def test_mistakes_of_a_user(world, tmp_path, number):
+    words, message = mistakes(world, tmp_path)[number]
+    result = as_user(world, *words, cwd="/")
+    assert result.returncode == 1
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_no_more_user_namespaces(isolated):
+    """user.max_user_namespaces is set for the user namespace that unshare makes."""
+    code = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+    result = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", code, "sh", *PYSPLICE, *NONE, "--", "true"],
+        capture_output=True, text=True, timeout=30, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "cannot make namespaces: No space left on device; no user namespace may be made" in result.stderr
+    assert "user.max_user_namespaces" in result.stderr
+
+
+def test_an_interface_that_is_not_there(world):
+    result = ours(world, "--config-net", *NONE, "--outbound-if4", "nope", "--", "true")
+    assert result.returncode == 0
+    assert "--outbound-if4 nope: there is no such interface on the host now" in result.stderr
+
+
+def test_ipv6_alone_on_a_host_without_it(world):
+    for address in (f"{world.HOST6}/64",):
+        world.host.run("ip", "-6", "addr", "del", address, "dev", "veth0")
+    result = ours(world, "--config-net", *NONE, "-6", "--", "true")
+    assert "no IPv6 on the host" in result.stderr and "name server" not in result.stderr
+
+
+def test_ports_that_follow_and_others_add_up(world):
+    """-t auto -t 9001: the one that is written out is open at once."""
+    process = world.pysplice(
+        "--config-net", "-t", "auto", "-t", "9001:91", "-u", "none", "-T", "none", "-U", "none"
+    )
+    with contextlib.closing(world.host.connect(world.HOST4, 9001)):
+        pass
+    with world.guest.listen("0.0.0.0", 9002) as server:
+        until(lambda: _connects(world, 9002))
+        with server.accept()[0]:
+            pass
+    assert process.poll() is None
+
+
+def _connects(world, port) -> bool:
+    try:
+        world.host.connect(world.HOST4, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_part_of_a_range_is_taken_out(world, tmp_path):
+    path = tmp_path / "control"
+    process = world.pysplice("--config-net", *NONE, "-t", "9000-9003:80-83", "-c", str(path))
+
+    def ctl(*words):
+        return ours(world, "ctl", str(path), *words)
+
+    with world.guest.listen("0.0.0.0", 83) as server:
+        assert ctl("del", "-t", "9001:81").returncode == 0
+        shown = ctl("show").stdout
+        assert "rule -t 9000:80\n" in shown and "rule -t 9002-9003:82-83\n" in shown
+        assert not _connects(world, 9001)
+        client = world.host.connect(world.HOST4, 9003)
+        with client, server.accept()[0] as got:
+            got.sendall(b"still")
+            client.settimeout(10)
+            assert client.recv(10) == b"still"
+    assert "but '9000:80' is" in ctl("del", "-t", "9000").stderr
+    # Several at once, and the port can be had again
+    assert ctl("add", "-t", "9001:81", "-u", "9001").returncode == 0
+    with socket.socket():
+        assert "rule -u 9001\n" in ctl("show").stdout
+    assert process.poll() is None
