@@ -13,6 +13,7 @@ With --hash the hash decides the speed: it is a test that the bytes are equal, n
 import argparse
 import contextlib
 import hashlib
+import os
 import select
 import shlex
 import shutil
@@ -78,7 +79,7 @@ def send(port: int, size: int, hashed: bool) -> float:
 
 def run(command: str, program: Path, port: int, size: int, hashed: bool) -> float:
     """One stream through a peer, to a server that `program` is."""
-    server = ["python3", str(program), "--serve", str(port), *(["--hash"] if hashed else [])]
+    server = [os.path.realpath(sys.executable), str(program), "--serve", str(port), *(["--hash"] if hashed else [])]
     process = subprocess.Popen(
         [*shlex.split(command.format(port=port)), *server],
         stdin=subprocess.DEVNULL,
