@@ -40,7 +40,7 @@ static PyStructSequence_Field datagrams_fields[] = {
 	{"length", "bytes of payload in all"},
 	{"ttl", "or hop limit"},
 	{"handle", "names the payload until the next drain()"},
-	{"mac", "whom the first came from"},
+	{"mac", "MAC address that the first came from"},
 	{"df", "1: not to be fragmented (DF, or IPv6)"},
 	{"group", "1: sent to a multicast or broadcast MAC"},
 	{NULL, NULL},

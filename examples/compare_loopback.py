@@ -79,7 +79,13 @@ def send(port: int, size: int, hashed: bool) -> float:
 
 def run(command: str, program: Path, port: int, size: int, hashed: bool) -> float:
     """One stream through a peer, to a server that `program` is."""
-    server = [os.path.realpath(sys.executable), str(program), "--serve", str(port), *(["--hash"] if hashed else [])]
+    server = [
+        os.path.realpath(sys.executable),
+        str(program),
+        "--serve",
+        str(port),
+        *(["--hash"] if hashed else []),
+    ]
     process = subprocess.Popen(
         [*shlex.split(command.format(port=port)), *server],
         stdin=subprocess.DEVNULL,

@@ -280,7 +280,7 @@ def _serve_command(
 
 def _summary(config: Config, log: Log, found: "Found", rules: tuple[Rule, ...], number: int) -> None:
     """Say what the guest got, where a user may want to know."""
-    if config.attach and not config.foreground and isinstance(config.target, Process):
+    if isinstance(config.target, Process) and not (config.foreground or config.as_pasta):
         log.info(f"serving process {config.target.pid} as process {number}")
     if not (config.debug or config.log_file or (config.attach and config.foreground)):
         return

@@ -10,6 +10,7 @@ move.  Times are seconds of a clock that never goes back.
 
 import heapq
 import itertools
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -19,8 +20,8 @@ import uvloop
 
 NEVER = float("inf")
 
-# libuv counts in milliseconds and may report a timer that much too early
-EARLY = 0.001
+# libuv counts in whole milliseconds.  A delay is rounded up to these, unless it lies so little above one.
+TICK, TOLERANCE = 0.001, 0.05
 
 STALE_MAX = 64  # entries of the heap
 
@@ -88,12 +89,18 @@ class Timers:
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heapq.heappop(self._heap))
-        for when, _, timer in due:
-            if timer.when == when:
-                timer.when = NEVER
-                timer.call()
-            else:
+        for n, (when, _, timer) in enumerate(due):
+            if timer.when != when:
                 self.stale -= 1
+                continue
+            timer.when = NEVER
+            try:
+                timer.call()
+            except BaseException:
+                # The others are due all the same
+                for entry in due[n + 1 :]:
+                    heapq.heappush(self._heap, entry)
+                raise
 
 
 class Loop(Protocol):
@@ -163,12 +170,13 @@ class EventLoop:
             if self._handle is not None:
                 self._handle.cancel()
             self._armed = when
-            self._handle = self._loop.call_later(max(when - time.monotonic(), 0), self._expire)
+            ticks = math.ceil((when - time.monotonic()) / TICK - TOLERANCE)
+            self._handle = self._loop.call_later(max(ticks, 0) * TICK, self._expire)
 
     def _expire(self) -> None:
         self._handle, self._armed = None, NEVER
         try:
-            self._timers.expire(time.monotonic() + EARLY)
+            self._timers.expire(time.monotonic())
         finally:
             when = self._timers.next()
             if when != NEVER:

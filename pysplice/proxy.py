@@ -2,7 +2,7 @@
 
 Owns the wiring between the loop and the planes.  Imports `budget`, `clients`, `config`, `control`, `datagram`,
 `ending`, `forward`, `link`, `loop`, `observe`, `setup`, `sockets`, `splice` and `stream`.  It knows no protocol
-and no flow: what a frame or a ready socket means is for the plane that it belongs to.
+and no flow: the planes decide what a frame or a ready socket means.
 """
 
 import signal
@@ -145,6 +145,8 @@ class Proxy:
             self._log.warning(f"the tap is gone: {e.strerror}")
             if not self._has_command or self._ending.begun:
                 self.stop(self._status)
+        if self._ending.begun:
+            self._ending.look()
 
     def _on_plane(self, plane: Plane) -> None:
         plane.on_ready(self._loop.now())
@@ -155,7 +157,7 @@ class Proxy:
         try:
             self._planes.guest.on_ready()
         except ConnectionError:
-            # It goes with the namespace, as a rule.  Open flows go on, and new clients come by the tap.
+            # Usually it goes with the namespace.  Open flows go on, and new clients come by the tap.
             self._log.warning(
                 "the process in the namespace is gone: nothing can be spliced into it any more"
             )

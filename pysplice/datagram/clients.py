@@ -10,7 +10,7 @@ the listener's at a time, and a share of the table in which flows that the guest
 
 import os
 import socket
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import _cext, wire
 from ..forward.policy import Listener, Policy
@@ -26,41 +26,37 @@ from .udp import Udp
 PORT_TRIES = 16
 
 
+class Call(NamedTuple):
+    """Which client has called, and how.
+
+    `port` is the socket of `listener`.  `peer` and `address` (a struct sockaddr) are the client's; it has
+    called the packed address `local` (empty if the socket does not tell), by the interface with the index
+    `interface`.
+    """
+
+    listener: Listener
+    port: Port
+    peer: Peer
+    address: bytes
+    local: bytes
+    interface: int
+
+
 class Spliced(Protocol):
     """What is asked of the splice of datagrams."""
 
-    def on_client(
-        self,
-        listener: Listener,
-        port: Port,
-        peer: Peer,
-        client: bytes,
-        local: bytes,
-        batch: tuple[int, int],
-        now: float,
-    ) -> None: ...
+    def on_client(self, call: Call, batch: tuple[int, int], now: float) -> None:
+        """Datagrams (first and count in the batch) of a client on a loopback interface."""
 
-    def forget(self, sock: socket.socket) -> None: ...
+    def forget(self, sock: socket.socket) -> None:
+        """A listener is being closed."""
 
 
 class Way(Protocol):
     """The way to the guest by the tap, or that there is none."""
 
-    def open(
-        self,
-        listener: Listener,
-        port: Port,
-        peer: Peer,
-        address: bytes,
-        local: bytes,
-        interface: int,
-        now: float,
-    ) -> TapFlow | None:
-        """The flow of a client that has not been seen yet; None if there is no way to the guest.
-
-        `address`: the client's struct sockaddr; `local`: the packed address that it has called, by the interface with
-        this index.
-        """
+    def open(self, call: Call, now: float) -> TapFlow | None:
+        """The flow of a client that has not been seen yet; None if there is no way to the guest."""
 
     def emit(self, start: bytes, first: int, count: int) -> None:
         """See Udp.emit()."""
@@ -72,7 +68,7 @@ class Way(Protocol):
 class NoWay:
     """Without a tap clients reach the guest's loopback interface alone."""
 
-    def open(self, *_: object) -> None:
+    def open(self, call: Call, now: float) -> TapFlow | None:
         return None
 
     def emit(self, start: bytes, first: int, count: int) -> None:
@@ -102,43 +98,31 @@ class TapWay:
         self.emit = udp.emit
         self.on_errors = udp.on_errors
 
-    def open(
-        self,
-        listener: Listener,
-        port: Port,
-        peer: Peer,
-        address: bytes,
-        local: bytes,
-        interface: int,
-        now: float,
-    ) -> TapFlow | None:
-        rule = listener.rule
+    def open(self, call: Call, now: float) -> TapFlow | None:
+        rule, peer, target = call.listener.rule, call.peer, call.listener.target
         caller = self._translation.caller(peer.address, self._policy.guest(rule, peer.address))
         # A server that is asked from a link-local address answers from its own link-local one
         guest = self._policy.guest(rule, caller) if caller else b""
         if not guest or not peer.port:
             return None
-        key = wire.make_key(guest, caller, listener.target, peer.port)
+        key = wire.make_key(guest, caller, target, peer.port)
         known = self._flows.get(key)
-        if isinstance(known, TapFlow) and (known.share, known.port, known.address) == (
-            OUTBOUND,
-            port,
-            address,
-        ):
+        asked = (OUTBOUND, call.port, call.address)
+        if isinstance(known, TapFlow) and (known.share, known.port, known.address) == asked:
             return known  # the guest has asked this host before
         for _ in range(PORT_TRIES):
             if self._flows.get(key) is None:
                 break
             # The guest sees one host where several ports of ours lead to the same port of its own
             number = 1024 + int.from_bytes(os.urandom(2), "big") % 64512
-            key = wire.make_key(guest, caller, listener.target, number)
+            key = wire.make_key(guest, caller, target, number)
         else:
             return None
         start = wire.frame_start(self._neighbours.mac, self._our_mac, key, wire.PROTO_UDP)
-        flow = TapFlow(key, now, INBOUND, port, peer, start)
-        flow.source = local if len(local) == len(guest) else b""
+        flow = TapFlow(key, now, INBOUND, call.port, peer, start)
+        flow.source = call.local if len(call.local) == len(guest) else b""
         if peer.scope:
-            flow.interface = interface
+            flow.interface = call.interface
         self._flows.add(flow)
         return flow
 
@@ -245,10 +229,11 @@ class Clients:
                 peer = routes.peer_of(address)
                 if peer is None:
                     continue
+                call = Call(listener, port, peer, address, local, interface)
                 if splices and self._policy.is_spliced(listener.rule, peer.address):
-                    self._spliced.on_client(listener, port, peer, address, local, (first, count), now)
+                    self._spliced.on_client(call, (first, count), now)
                     continue
-                flow = self._way.open(listener, port, peer, address, local, interface, now)
+                flow = self._way.open(call, now)
                 if flow is None:
                     self._refuse(address, count, now)
                     continue

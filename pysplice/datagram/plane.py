@@ -146,7 +146,7 @@ class DatagramPlane:
         return self._epoll.fileno()
 
     def limit(self, most: Budget) -> None:
-        """Allow so many flows and sockets from now on; those beyond that go as others come."""
+        """Allow so many flows and sockets from now on; flows beyond that give way as others come."""
         self.flows.most[:] = (most.udp_outbound, most.udp_inbound, most.udp_spliced)
         if self._from_guest is not None:
             self._from_guest.endpoints.most = max(most.endpoints, 1)

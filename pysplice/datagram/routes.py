@@ -2,8 +2,9 @@
 
 Owns nothing.  Imports `_cext`, `observe`, `sockets`, `wire` and errors.py.
 
-No socket of this room is connected.  Between bind() and connect() a socket takes datagrams from any host, and nothing
-tells those from its peer's; so each datagram is sent to an address, and each one that arrives comes with an address.
+No socket of this room is connected.  Between bind() and connect() a socket takes datagrams from any host, and
+nothing tells them apart from its peer's.  So each datagram is sent to an address, and each one that arrives
+comes with an address.
 """
 
 import contextlib

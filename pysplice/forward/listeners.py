@@ -1,7 +1,7 @@
 """Listening sockets, on the host and in the guest's namespace, and the clients that connect to them.
 
 Owns every listener, and the epoll instance that watches them.  Imports `config`, `loop`, `observe`, `sockets` and
-policy.py.  What becomes of a client is for `clients` to say.
+policy.py.  The takers decide what becomes of a client.
 """
 
 # system calls (serve): accept4 getsockname
@@ -204,7 +204,7 @@ class Listeners:
                 accepts -= self._accept(listener, accepts, now)
 
     def _accept(self, listener: Listener, most: int, now: float) -> int:
-        """Take at most so many clients; how many it were."""
+        """Accept at most so many clients; the result: how many there were."""
         for n in range(most):
             try:
                 sock, address = listener.sock.accept()

@@ -127,7 +127,7 @@ class Maker(Protocol):
         """Have `done` called with the sockets and 0, or with none and an errno; at once or later."""
 
     def stream(self, family: int, taken: Taken) -> None:
-        """Have `taken` called with a TCP socket and 0, or with None and an errno; at once as a rule."""
+        """Have `taken` called with a TCP socket and 0, or with None and an errno; usually at once."""
 
     def close(self) -> None:
         """Make no more."""

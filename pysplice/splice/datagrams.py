@@ -17,9 +17,10 @@ from typing import Any
 from .. import _cext
 from ..config.ports import GUEST
 from ..datagram import errors, routes
+from ..datagram.clients import Call
 from ..datagram.routes import Peer, Port
 from ..datagram.table import SPLICED, Expiring, Table
-from ..forward.policy import Listener, Policy
+from ..forward.policy import Policy
 from ..observe.describe import endpoint
 from ..observe.log import Log
 from ..sockets.request import Maker, SocketRequest
@@ -97,27 +98,17 @@ class SplicedDatagrams:
                 bits |= 1 << int(flow.far.sock.getsockname()[1])
         return bits
 
-    def on_client(
-        self,
-        listener: Listener,
-        port: Port,
-        peer: Peer,
-        client: bytes,
-        local: bytes,
-        batch: tuple[int, int],
-        now: float,
-    ) -> None:
-        """Datagrams of the batch (first, count) from a client of a listener's.
-
-        `client` is its struct sockaddr, `local` the packed address that it has called.
-        """
+    def on_client(self, call: Call, batch: tuple[int, int], now: float) -> None:
+        """Datagrams of the batch (first, count) from a client of a listener's."""
         first, count = batch
-        side = b"g" if listener.rule.side == GUEST else b"h"
+        side = b"g" if call.listener.rule.side == GUEST else b"h"
         # Longer than any flow key of the guest's, which the guest could make up
-        key = (side + port.fd.to_bytes(4, "big") + client + local).ljust(KEY_BYTES_MIN, b"\0")
+        key = (side + call.port.fd.to_bytes(4, "big") + call.address + call.local).ljust(
+            KEY_BYTES_MIN, b"\0"
+        )
         flow = self._flows.get(key)
-        if flow is None or flow.near is not port:
-            flow = self._open(key, listener, port, peer, client, local, now)
+        if flow is None or flow.near is not call.port:
+            flow = self._open(key, call, now)
             if flow is None:
                 self.refused += count
                 return
@@ -131,20 +122,12 @@ class SplicedDatagrams:
                     flow.pending.append(data)
                     flow.held += len(data)
 
-    def _open(
-        self,
-        key: bytes,
-        listener: Listener,
-        port: Port,
-        peer: Peer,
-        client: bytes,
-        local: bytes,
-        now: float,
-    ) -> SplicedFlow | None:
+    def _open(self, key: bytes, call: Call, now: float) -> SplicedFlow | None:
         """Open the flow of a client that has not been seen yet; None if it may not be."""
         old = self._flows.get(key)
         if old is not None:
             self._flows.remove(old)
+        listener, peer, local = call.listener, call.peer, call.local
         target = self._policy.spliced_to(listener, local)
         if target is None:
             self._log.flow("udp", f"{unpack(local)} is no loopback address: not passed on", now)
@@ -157,7 +140,7 @@ class SplicedDatagrams:
         kind = family(server.address)
         control = routes.ancillary(local, 0, 0, peer) if len(local) == len(peer.address) else b""
         name = f"{endpoint(peer.address, peer.port)} -> {endpoint(server.address, server.port)}"
-        flow = SplicedFlow(key, now, port, client, control, routes.sockaddr(kind, server), name)
+        flow = SplicedFlow(key, now, call.port, call.address, control, routes.sockaddr(kind, server), name)
         self._flows.add(flow)
         if self._log.debug_on:
             self._log.debug(f"udp {flow.name()}")

@@ -11,6 +11,10 @@ from ..tcp.connection import Connection
 from ..tcp.events import CLOSED, ESTABLISHED
 
 
+def _nothing() -> None:
+    """What the timer of a flow calls that has ended."""
+
+
 class Flow:
     """A connection, and what the plane has to know about it.
 
@@ -91,7 +95,7 @@ class Flows:
 
     def add(self, key: bytes, connection: Connection, inbound: bool = False) -> Flow:
         """Add a flow: from the guest's SYN, or `inbound` from a client on the host."""
-        flow = Flow(key, connection, inbound, self._loop.timer(lambda: None))
+        flow = Flow(key, connection, inbound, self._loop.timer(_nothing))
         flow.timer.call = partial(self._on_timer, flow)
         self._table[key] = flow
         if inbound:
@@ -117,6 +121,7 @@ class Flows:
                 self._bytes_from_guest += connection.receive.bytes_read
                 self._bytes_to_guest += connection.send.bytes_acked
             flow.timer.cancel()
+            flow.timer.call = _nothing  # or the two would refer to each other for ever
             return
         # A deadline that has moved back is found out when the timer is due: that is cheaper than to move the timer
         # for each segment

@@ -208,7 +208,7 @@ class StreamPlane:
     def _describe_end(self, flow: Flow) -> None:
         self._log.debug(f"{describe.flow_name(flow.key)}: {describe.end(flow.connection)}")
 
-    # For those who look
+    # Limits and counts
 
     def limit(self, most: Budget) -> None:
         """Allow so many flows from now on."""

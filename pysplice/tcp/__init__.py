@@ -136,7 +136,7 @@ the guest has acknowledged them (``seq_ack_from_tap``); until then they are held
 taken only from a segment that acknowledges more, or was sent after the one that it was taken from last
 (``wnd_seq``).  Readiness is reported by edges, so ``host_readable`` remembers that there is more.
 
-The link to the guest loses nothing as a rule, so there is no congestion control, and recovery is plain: ``DUP_ACKS``
+The link to the guest rarely loses anything, so there is no congestion control, and recovery is plain: ``DUP_ACKS``
 duplicates or a time-out send the first frame once more, and partial acknowledgements the next, until ``recover`` is
 passed (RFC 6582 without the window arithmetic).  ``RoundTrip`` keeps the time-out (RFC 6298).  The same timer probes a
 guest whose window is closed, and one that the tap did not take a frame for (``probe``).
