@@ -89,9 +89,10 @@ class Proxy:
     # Forwarded ports
 
     def follow(self, rules: tuple[Rule, ...]) -> None:
-        """Open the listeners of these rules; raises ConfigError."""
+        """Open the listeners of these rules, also of those that follow ports; raises ConfigError."""
         for rule in rules:
             self._planes.forward.add(rule)
+        self._planes.forward.scan()
 
     def add(self, rule: Rule) -> None:
         """Forward more; raises ConfigError."""

@@ -201,6 +201,7 @@ class Forward:
 
     def scan(self) -> None:
         """Open and close listeners as their targets have been bound and released; then wait for the next scan."""
+        self._scan_timer.cancel()
         self._unfinished = False
         seen: dict[tuple[str, str], int] = {}
         for rule in self.rules:
