@@ -377,6 +377,25 @@ def parse() -> argparse.Namespace:
     return args
 
 
+class Progress:
+    """How many of all runs are done, and the time that is left, on stderr if that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._begun = time.monotonic()
+        self._on = sys.stderr.isatty()
+
+    def step(self) -> None:
+        """One run more is done."""
+        self._done += 1
+        if self._on:
+            left = (time.monotonic() - self._begun) / self._done * (self._total - self._done)
+            text = f"{self._done} of {self._total} runs, {int(left // 60)}:{int(left % 60):02} left"
+            end = "\r" if self._done < self._total else "\r" + " " * len(text) + "\r"
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     args = parse()
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where an ordinary user does not look
@@ -390,6 +409,8 @@ def main() -> None:
             sys.exit(f"no such peer, or not installed: {', '.join(unknown)}")
         peers = {name: command for name, command in peers.items() if name in args.only.split(",")}
     end_in_order()
+    cells = len(args.rtt) * len(args.ip) * len(args.mtu) * len(args.workloads)
+    progress = Progress(cells * len(peers) * args.rounds)
     results = []
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -409,7 +430,9 @@ def main() -> None:
                             for workload in args.workloads:
                                 cell = {"workload": workload, "mtu": mtu, "rtt": rtt, "ip": version,
                                         "seconds": args.seconds}  # fmt: skip
-                                results.append({**cell, "peers": compare(args, peers, cell, worker)})
+                                results.append(
+                                    {**cell, "peers": compare(args, peers, cell, worker, progress)}
+                                )
                 finally:
                     topology.close()
         finally:
@@ -421,13 +444,16 @@ def main() -> None:
     sys.exit("pysplice failed" if "pysplice" in failed else 0)
 
 
-def compare(args: argparse.Namespace, peers: dict, cell: dict, worker: str) -> dict[str, list[dict]]:
+def compare(
+    args: argparse.Namespace, peers: dict, cell: dict, worker: str, progress: Progress
+) -> dict[str, list[dict]]:
     runs: dict[str, list[dict]] = {name: [] for name in peers}
     for _ in range(args.rounds):
         for name, command in peers.items():
             runs[name].append(
                 measure(name, command, cell["workload"], cell["mtu"], cell["ip"], args.seconds, worker)
             )
+            progress.step()
     direct = [run["value"] for run in runs.get("direct", []) if "value" in run]
     for name, done in runs.items():
         print(row(cell, name, done, statistics.median(direct) if direct else 0), flush=True)

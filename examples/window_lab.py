@@ -155,13 +155,15 @@ def grid(args: argparse.Namespace) -> int:
         if unknown := set(args.without) - set(peers):
             sys.exit(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(peers)}")
         peers = {name: command for name, command in peers.items() if name not in args.without}
+        cells_in_all = len(args.condition) * len(args.rtt) * len(args.mtu)
+        progress = yard.Progress(cells_in_all * len(peers) * args.rounds)
         try:
             for condition in args.condition:
                 for rtt in args.rtt:
                     with topology(rtt, condition, worker) as path:
                         for mtu in args.mtu:
                             cell = {"condition": condition, "rtt": rtt, "mtu": int(mtu), "link": path.how}
-                            cells.append({**cell, "peers": fill(args, peers, cell, worker)})
+                            cells.append({**cell, "peers": fill(args, peers, cell, worker, progress)})
         finally:
             if args.json:
                 args.json.write_text(json.dumps(cells))
@@ -192,7 +194,9 @@ def summarise(cells: list[dict]) -> None:
     print(f"of {len(cells)} cells", flush=True)
 
 
-def fill(args: argparse.Namespace, peers: dict[str, str], cell: dict, worker: str) -> dict[str, list[dict]]:
+def fill(
+    args: argparse.Namespace, peers: dict[str, str], cell: dict, worker: str, progress: yard.Progress
+) -> dict[str, list[dict]]:
     """One cell: all peers in turn, round by round."""
     rounds, seconds = args.rounds, args.seconds or (2 if cell["rtt"] < 10 else 4)
     head = f"{cell['condition']}, RTT {cell['rtt']:g} ms, MTU {cell['mtu']} ({cell['link']})"
@@ -201,6 +205,7 @@ def fill(args: argparse.Namespace, peers: dict[str, str], cell: dict, worker: st
     for _ in range(rounds):
         for name, command in peers.items():
             runs[name].append(run(name, command, cell["mtu"], seconds, worker))
+            progress.step()
     _, direct = line("direct", runs["direct"], 0)
     for name, done in runs.items():
         print(line(name, done, direct)[0], flush=True)
