@@ -1,6 +1,6 @@
 """pysplice: a network namespace on the host's network, without privileges.
 
-The map.  Each room imports only rooms that stand below it; a test holds this list to the imports.
+The map.  Each room imports only rooms that stand below it; a test checks this list against the imports.
 
     __main__      the command: argv, set-up, exit status
     assemble      the composition root: a Config and what set-up has found become a Proxy
@@ -15,7 +15,7 @@ The map.  Each room imports only rooms that stand below it; a test holds this li
     link          the guest's link: the tap, ARP, NDP, DHCP, DHCPv6, ICMP errors
     host_address  the host's own address, as it changes
     setup         once, before the loop: namespaces, command, tap, addresses, privileges, sandbox
-    observe       windows on all of it: log, descriptions, the trace of windows
+    observe       what looks on: log, descriptions, the trace of windows
     translate     what an address means on the other side of the tap
     budget        how many descriptors each kind of flow may have, and how much memory
     config        the options: one table, the grammar of values and ports, every cross-check
@@ -25,16 +25,16 @@ The map.  Each room imports only rooms that stand below it; a test holds this li
     wire          header layouts
     _cext         C: moves bytes, computes checksums, reads the state of sockets; see _cext.pyi
 
-The way of one frame from the guest.  The tap is readable, so the loop calls `Proxy`, which calls `TapReader`
+The path of one frame from the guest.  The tap is readable, so the loop calls `Proxy`, which calls `TapReader`
 (link/reader.py).  `TapDevice.drain` reads a batch of frames, and groups the segments in it into runs, a few numbers
 each; the payload stays in C.  `StreamPlane.on_batch` looks up the flow of each run, and `Connection.on_tap` decides:
-the payload goes out by `HostSocket.send`, from the batch into the kernel.  Once the whole batch is done,
-`StreamPlane` asks the host sockets for answers; what is still not acknowledged then gets an acknowledgement by
-`TapEnd.segment`, with a window that was read from the socket's memory a moment before.
+the payload goes out through `HostSocket.send`, from the batch into the kernel.  Once the whole batch is done,
+`StreamPlane` asks the host sockets for answers; what is still not acknowledged then gets an acknowledgement through
+`TapEnd.segment`, with a window computed from the socket's memory a moment before.
 
-The way back.  `HostSockets.poll` reports a socket, and `Connection.on_host` takes bytes into a ring by
-`HostSocket.receive`, as far as the guest's window goes, and sends them by `TapEnd.data`.  They stay in the ring until
-the guest has acknowledged them.
+The way back.  `HostSockets.poll` reports a socket, and `Connection.on_host` takes bytes into a ring through
+`HostSocket.receive`, as many as the guest's window allows, and sends them through `TapEnd.data`.  They stay in the
+ring until the guest has acknowledged them.
 
 A frame that is not TCP goes to `LinkPlane` (link/plane.py): the link's services answer it, or it goes on to
 `DatagramPlane`.

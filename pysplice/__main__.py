@@ -37,17 +37,17 @@ def main() -> NoReturn:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             status = status or 1
-    # Everything is closed and printed: to take the interpreter apart would only keep the caller waiting
+    # Everything is closed and printed: tearing down the interpreter would only keep the caller waiting
     os._exit(status)
 
 
 def _main() -> int:
     # Undo an inherited SIG_IGN on SIGCHLD: we reap our own children
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # SIGINT ends this process at once, as pasta, unless the caller has it ignored
+    # SIGINT ends this process at once, as it ends pasta, unless the caller has it ignored
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Everything that is imported and made before we serve stays: to look for garbage in it costs a tenth of that time
+    # Everything imported or made before we serve stays: looking for garbage in it costs a tenth of the start-up time
     gc.disable()
     as_pasta = os.path.basename(sys.argv[0]).startswith("pasta")
     name = "pasta" if as_pasta else "pysplice"
@@ -82,7 +82,7 @@ def _main() -> int:
         text = str(e) if isinstance(e, ConfigError) else _described(e)
         log.warning(text)
         if log.file is not None:
-            # The caller has to know too
+            # The caller must see it too
             sys.stderr.write(f"{name}: {text}\n")
         return 1
 
@@ -96,7 +96,7 @@ def _print(what: str, name: str) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError:
-        # To a full disk or a closed pipe; what Python still holds would fail again
+        # A full disk or a closed pipe: flushing what Python still holds would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     return 0
@@ -118,7 +118,7 @@ def _version(name: str) -> str:
 
 
 def _described(error: Exception) -> str:
-    """An error that was not foreseen, in one line."""
+    """An unexpected error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"cannot start: {where}{error.strerror}"
@@ -133,7 +133,7 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     user = privileges.user_to_become(config.runas)
     if privileges.is_root():
         log.warning(_becoming(config, user))
-    # Files are opened as the user that has started this process; everything else is for the one that it becomes
+    # Files are opened as the user who started this process; everything else is done as the user that it becomes
     owner = os.geteuid()
     pid_fd = files.open_pid_file(config.pid_file) if config.pid_file else -1
     trace_file = files.open_trace(config.trace_window) if config.trace_window else None
@@ -169,7 +169,7 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     log.hold(number)
     complaints += sandbox.enter(sandbox.SERVE, chroot_fallback=config.chroot_fallback)
     for complaint in filter(None, complaints):
-        # Without a filter of system calls a hostile guest has more to try: the user has to know
+        # Without a system call filter a hostile guest has more to try: the user has to know
         (log.warning if "system calls" in complaint else log.debug)(complaint)
     if config.stats and not in_background:
         proxy.print_counts(config.stats)
@@ -193,7 +193,7 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
 
 
 def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Config, tuple[Rule, ...]]:
-    """The same with absolute paths: in the background the working directory is another one."""
+    """The same with absolute paths: in the background the working directory is different."""
     target = config.target
     if isinstance(target, NamespaceFile) and "/" in target.name:
         config = config._replace(target=target._replace(name=os.path.abspath(target.name)))
@@ -203,7 +203,7 @@ def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Confi
 
 
 def _becoming(config: Config, user: tuple[int, int] | None) -> str:
-    """What root has to know that starts this process."""
+    """What root has to know when it starts this process."""
     if user is not None and user[0] != 0:
         return f"started as root: changing to {config.runas or 'nobody'}"
     return "--runas root: the command is root on the host, and so is this process"
@@ -227,12 +227,12 @@ def _warn(config: Config, guest: "Guest", known: "Names", log: Log) -> None:
 def _socket_files(
     config: Config, rules: tuple[Rule, ...], owner: int, user: tuple[int, int] | None
 ) -> unix.SocketFiles:
-    """The keeper of UNIX sockets, if there are any or may come to be; raises ConfigError."""
+    """The keeper of UNIX sockets, if there are any or may be some later; raises ConfigError."""
     from .setup import background, children, sandbox
 
     if not config.control and not any(rule.path for rule in rules):
         return unix.NoFiles()
-    # Only the user that has started this process may have sockets at any path
+    # Only the user who started this process may have sockets at any path
     paths = frozenset(rule.path for rule in rules if rule.path)
     allowed = paths if user is not None and user[0] != owner else None
     control = None

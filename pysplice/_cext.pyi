@@ -1,7 +1,7 @@
 """The whole boundary to C: it moves bytes, it decides nothing.
 
-Sizes are bytes.  A result below 0 is -errno: the system call said so.  What a caller can only get wrong raises
-ValueError.  Payload stays in memory that Python never sees: in a Stream, or in the batch of a Tap, where
+Sizes are bytes.  A result below 0 is -errno, from the system call.  An error that only a caller's mistake can cause
+raises ValueError.  Payload stays in memory that Python never sees: in a Stream, or in the batch of a Tap, where
 `handle` names a run until the next drain().  No call blocks.
 """
 
@@ -23,7 +23,7 @@ class Run(NamedTuple):
     last_seq: int  # sequence number of the last segment
 
 class Datagrams(NamedTuple):
-    """UDP datagrams of one flow that follow each other; each keeps its bounds."""
+    """UDP datagrams of one flow that follow each other; each keeps its boundaries."""
 
     key: bytes  # flow key
     frames: int  # how many frames; one may carry several datagrams (UDP segmentation offload)
@@ -61,13 +61,13 @@ class Stream:
         """
 
     def send(self, fd: int, /) -> int:
-        """sendmsg(2) all bytes to a socket, and drop those that it takes: how many, or -errno."""
+        """sendmsg(2) all bytes to a socket, and drop those that it takes; their number, or -errno."""
 
     def discard(self, n: int, /) -> None:
         """Drop `n` bytes at the head; raises ValueError if there are fewer."""
 
     def trim(self) -> None:
-        """Give memory back to the kernel, but for some; raises ValueError unless the ring is empty."""
+        """Give memory back to the kernel, except for a little; raises ValueError unless the ring is empty."""
 
 class Tap:
     """Drains and fills a tap; the descriptor stays the caller's."""
@@ -92,7 +92,7 @@ class Tap:
     def drain(self) -> tuple[list[Run], list[Datagrams], list[bytes]]:
         """Read frames until the tap is empty or the batch is full (256 frames, 1 MiB), and forget the batch before.
 
-        The result: runs of TCP segments; runs of UDP datagrams; and all other frames that are worth a look,
+        The result: runs of TCP segments; runs of UDP datagrams; and all other frames that are worth looking at,
         whole.  Raises OSError if the tap cannot be read, unless frames were read before.
         """
 

@@ -1,4 +1,4 @@
-"""The budget: how many descriptors each kind of flow may have, and how much memory streams may.
+"""The budget: how many descriptors each kind of flow may have, and how much memory streams may use.
 
 Pure; imports no other room.  All such arithmetic is here.
 
@@ -15,7 +15,7 @@ RESERVED = 64  # the tap, the loop, the standard streams, files
 HALF_OPEN_MAX = 1024
 
 # Sixteenths of the descriptors that listeners leave.  A spliced connection has two sockets, and for each direction a
-# pipe (two descriptors) while bytes wait in it; seldom do both.
+# pipe (two descriptors) while bytes wait in it; both rarely have one.
 OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 5, 3, 5, 1, 1
 HALF = 1  # of a sixteenth: spliced UDP, and echo
 DESCRIPTORS_PER_SPLICE = 4
@@ -25,7 +25,7 @@ UDP_FLOWS_MAX = 8192
 
 # A stream holds what was taken from a host socket until the guest has acknowledged it.  Bytes are on the tap for well
 # below a millisecond, so a stream of 1 MiB does not bound the rate, and few connections have one at a time.  The more
-# streams are in use, the smaller are the next: all of them together stay below about four times STREAMS_BYTES.
+# streams are in use, the smaller the next ones are: all of them together stay below about four times STREAMS_BYTES.
 STREAMS_BYTES = 12 << 20
 STREAM_SIZES = (1 << 20, 256 << 10, 64 << 10, 16 << 10, 4 << 10)
 WARM_BYTES = 4 << 20  # of unused streams, of each size, that keep their memory

@@ -1,4 +1,4 @@
-"""What becomes of the clients of listeners: connections by the tap, spliced connections, datagrams.
+"""What becomes of the clients of listeners: connections through the tap, spliced connections, datagrams.
 
 Owns nothing: the flows are those of the planes.  Imports `config`, `datagram`, `forward`, `observe`, `sockets`,
 `splice`, `stream` and `wire`.
@@ -53,7 +53,7 @@ class ListenerClients:
         """A TCP client has connected."""
         unix = sock.family == socket.AF_UNIX
         client = b"" if unix else pack(address[0])
-        # Where nothing can be spliced, clients on the loopback interface go by the tap; those of a UNIX socket cannot
+        # Where nothing can be spliced, clients on the loopback interface go through the tap; UNIX ones cannot
         splices = unix or self._can_splice(listener)
         if not splices or not self._policy.is_spliced(listener.rule, client):
             guest = self._policy.guest(listener.rule, client)
@@ -63,7 +63,7 @@ class ListenerClients:
         target = self._policy.spliced_to(listener, local)
         if target is None:
             self.refused += 1
-            self._log.flow("inbound", f"{unpack(local)} is no loopback address: not passed on", now)
+            self._log.flow("inbound", f"{unpack(local)} is not a loopback address: not passed on", now)
             reset(sock)
             return
         source = listener.rule.path or endpoint(client, address[1])
@@ -105,7 +105,7 @@ class ListenerClients:
         self._datagrams.closed(listener)
 
     def ports(self, side: str) -> int:
-        """The UDP ports of a side that our sockets have, but for listeners, as bits."""
+        """The UDP ports of a side that our sockets have, except listeners, as bits."""
         return self._datagrams.ports(side) | self._splices.datagrams.ports(side)
 
     def release(self, port: int) -> bool:

@@ -2,7 +2,7 @@
 
 Owns nothing.  Imports `loop`, `splice` and `stream`.
 
-Data of remote hosts does not count any more, and what the host's kernel has goes out without this process.
+Data from remote hosts no longer counts, and what the host's kernel has goes out without this process.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Ending:
         self._left: object = None
 
     def begin(self, patience: float) -> None:
-        """The guest sends no more; give up after `patience` seconds in which nothing has moved."""
+        """The guest will send nothing more; give up after `patience` seconds in which nothing has moved."""
         self.begun = True
         self._patience = patience
         self._began = self._moved = now = self._loop.now()

@@ -117,7 +117,7 @@ def test_the_window():
         (["-D", "10.0.0.1", "-D", "none"], "'none' after another dns option"),
         (["-S", "a..b"], "invalid name for -S"),
         (["-H", "a b"], "invalid name for -H"),
-        (["--no-copy-routes"], "go with --config-net only"),
+        (["--no-copy-routes"], "need --config-net"),
         (["--no-splice", "--splice-only"], "options --splice-only and --no-splice exclude each other"),
         (["--no-splice", "--host-lo-to-ns-lo"], "options --host-lo-to-ns-lo and --no-splice exclude"),
         (["0"], "invalid value for PID"),
@@ -217,7 +217,7 @@ def test_help_and_version():
 def test_an_error_is_one_line_and_status_1():
     result = run("--mtu", "5", "--", "true")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "pysplice: MTU 5 is too small, the least is 68\n"
+    assert result.stderr == "pysplice: MTU 5 is too small, the minimum is 68\n"
 
 
 def test_called_as_pasta(tmp_path):
@@ -235,7 +235,7 @@ def test_called_as_pasta(tmp_path):
 def test_ports_that_cannot_be_read():
     result = run("-t", "8080,", "--", "true")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "pysplice: invalid ports for -t: '8080,' ('' is no port)\n"
+    assert result.stderr == "pysplice: invalid ports for -t: '8080,' ('' is not a port)\n"
 
 
 def test_ctl_explains_itself():
@@ -247,9 +247,9 @@ def test_ctl_explains_itself():
     ("words", "said"),
     (
         ((), "ctl needs the PATH of a control socket"),
-        (("show",), "ctl show needs show, add or del behind the path"),
+        (("show",), "ctl show needs show, add or del after the path"),
         (("x", "frob"), "ctl takes show, add or del, not 'frob'"),
-        (("x", "show", "all"), "show takes nothing more, not 'all'"),
+        (("x", "show", "all"), "show takes no arguments, not 'all'"),
         (("x", "add"), "add needs an option and ports, as in: add -t 8080:80"),
         (("x", "add", "8082"), "add needs one of -t, -u, -T and -U before '8082'"),
         (("x", "add", "-t"), "-t needs ports, as in: add -t 8080:80"),

@@ -155,7 +155,7 @@ def test_a_port_that_takes_privileges(text, port, error, hint):
     (rule,) = ports.parse("-t", "host", "tcp", text)
     said = forward._cannot_listen(rule, port, OSError(error, os.strerror(error)), 1024)
     assert said.startswith(f"cannot listen on port {port} (tcp): {os.strerror(error)}")
-    assert ("; ports below 1024 (net.ipv4.ip_unprivileged_port_start) take privileges" in said) == hint
+    assert ("; ports below 1024 (net.ipv4.ip_unprivileged_port_start) require privileges" in said) == hint
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     usage.py    help, manual page, completion and tables, made from the table
     values.py   the grammar of single values
     ports.py    the grammar of -t, -u, -T and -U
-    check.py    what does not go together
+    check.py    which options conflict
 
 No file of this room does I/O or imports another room.
 """
@@ -20,7 +20,7 @@ LOG_SIZE_DEFAULT = 1 << 20
 
 
 class ConfigError(Exception):
-    """What the user asked for cannot be had: one line for stderr."""
+    """What the user asked for is not possible: one line for stderr."""
 
 
 class Command(NamedTuple):

@@ -1,6 +1,6 @@
-"""What does not go together: every rule about more than one option, in one place.
+"""Conflicts between options: every rule about more than one option, in one place.
 
-Pure.  Imports the other files of this room, but for the table.
+Pure.  Imports the other files of this room, except the table.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from .values import MTU_MIN_IPV6, class_prefix, parse_int
 
 PID_MAX = 2**22  # PID_MAX_LIMIT of the kernel
 
-# Values of the table that are no field of Config: they say what to serve
+# Values of the table that are not fields of Config: they say what to serve
 TARGET_VALUES = ("tap_fd", "netns", "userns", "netns_only", "netmask")
 
 
 def finish(values: dict[str, Any], words: Sequence[str]) -> Config:
-    """The Config of the values that options have set, and of the words behind them; raises ConfigError."""
+    """The Config made of the values that options have set and the words after the options; raises ConfigError."""
     target = _target(values, words)
     _exclusions(values)
     warnings = [*values.get("warnings", ()), *_mtu(values), *_without_effect(values, target)]
@@ -61,7 +61,7 @@ def _exclusions(values: dict[str, Any]) -> None:
     if not values.get("config_net") and not (
         values.get("copy_routes", True) and values.get("copy_addresses", True)
     ):
-        raise ConfigError("--no-copy-routes and --no-copy-addrs go with --config-net only")
+        raise ConfigError("--no-copy-routes and --no-copy-addrs need --config-net")
     if not values.get("ipv4", True) and not values.get("ipv6", True):
         raise ConfigError("options -4 and -6 exclude each other")
     if values.get("log_file") and values["log_file"] == values.get("pcap"):
@@ -120,7 +120,7 @@ def _without_effect(values: dict[str, Any], target: Target) -> list[str]:
 
 
 def rules(config: Config) -> tuple[Rule, ...]:
-    """The rules of -t, -u, -T and -U, but for protocols that are switched off; raises ConfigError."""
+    """The rules of -t, -u, -T and -U, except for protocols that are switched off; raises ConfigError."""
     by_fd = isinstance(config.target, Descriptor)
     parsed = parse_all(config.ports, "none" if by_fd else "auto")
     for rule in parsed:

@@ -1,10 +1,10 @@
 """The table of options, and the parser of a command line: argv in, a Config out.
 
 Owns the table.  Imports the other files of this room; does no I/O.  Help, manual page, completion and the
-tables of the documentation are made from the same table (usage.py).  An option more is one row here, one field
+tables of the documentation are made from the same table (usage.py).  A new option takes one row here, one field
 of Config, and the code that uses it.
 
-The scan is getopt(3)'s: it stops at the first word that is no option, and takes `--name=value`, unambiguous
+The scan is getopt(3)'s: it stops at the first word that is not an option, and takes `--name=value`, unambiguous
 abbreviations and `--`.  The last occurrence of an option wins, except where a list is built.
 """
 
@@ -38,7 +38,7 @@ Values = dict[str, Any]  # by field of Config; see check.finish() for others
 
 # What an option does: to the values, under the spelling that was used, with the text of its value
 Action = Callable[[Values, str, str], None]
-# A value out of a text, for an option of this spelling
+# Makes a value from a text, for an option in this spelling
 Parser = Callable[[str, str], Any]
 
 
@@ -53,7 +53,7 @@ class Usage(Exception):
 class Option(NamedTuple):
     """One row: the spellings, what stands for the value (empty: a switch takes none), what it does, and the help.
 
-    `group` is a heading of GROUPS.  Without `help` the option is not listed.  `first`: the README has it.
+    `group` is a heading of GROUPS.  Without `help` the option is not listed.  `first`: the README lists it.
     """
 
     names: tuple[str, ...]
@@ -338,7 +338,7 @@ def long_options() -> list[str]:
 
 
 def parse(argv: Sequence[str], as_pasta: bool = False) -> Config:
-    """The Config for the words behind the program's name; raises ConfigError, or Usage if there is a text to print."""
+    """The Config for the words after the program's name; raises ConfigError, or Usage if there is a text to print."""
     try:
         options, words = getopt.getopt(list(argv), short_options(), long_options())
     except getopt.GetoptError as e:

@@ -130,7 +130,7 @@ def parse(option: str, side: str, protocol: str, text: str) -> list[Rule]:
         where, chunks = "", text
     address, interface = _where(where, option, fail) if slash else (None, "")
     if slash and side == GUEST:
-        raise fail("it listens on the loopback interface, and takes no address")
+        raise fail("it listens on the loopback interface, so it takes no address")
 
     ranges: list[tuple[int, int, IPAddress | None, int]] = []
     excluded: list[tuple[int, int]] = []
@@ -173,7 +173,7 @@ def _hint(text: str, option: str) -> str:
     if match:
         address, ports = match["address"].strip("[]"), match["ports"]
         if "." in address or ":" in address:
-            return f"an address stands before a slash: {option} {address}/{ports}"
+            return f"an address goes before a slash: {option} {address}/{ports}"
     match = _WITH_PROTOCOL.fullmatch(text)
     if match:
         right = ("-t" if match["protocol"] == TCP else "-u") if option in ("-t", "-u") else option
@@ -202,7 +202,7 @@ def _address(text: str, fail: _Fail) -> IPAddress:
 
 def _port(text: str, fail: _Fail) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= PORT_MAX):
-        raise fail(f"'{text}' is no port")
+        raise fail(f"'{text}' is not a port")
     return int(text)
 
 
@@ -231,7 +231,7 @@ def _chunk(text: str, fail: _Fail) -> tuple[int, int, IPAddress | None, int]:
         to_address, to_ports = None, target
     to_first, to_last = _range(to_ports, fail)
     if to_last - to_first != last - first:
-        raise fail(f"'{ports}' and '{to_ports}' are not equally long")
+        raise fail(f"'{ports}' and '{to_ports}' are not the same length")
     return first, last, to_address, to_first
 
 

@@ -159,7 +159,7 @@ def parse_mtu(text: str, option: str) -> int:
     """An MTU, bytes; 0: leave it as it is."""
     mtu = parse_int(text, option, 0, MTU_MAX)
     if 0 < mtu < MTU_MIN:
-        raise ConfigError(f"MTU {mtu} is too small, the least is {MTU_MIN}")
+        raise ConfigError(f"MTU {mtu} is too small, the minimum is {MTU_MIN}")
     return mtu
 
 

@@ -26,7 +26,7 @@ for the option, and del takes a part of a range too.  show lists rules, listener
 
 
 def main(words: Sequence[str]) -> int:
-    """The exit status of the words behind `ctl`."""
+    """Run the words after `ctl`; the exit status."""
     words = list(words)
     if words in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)
@@ -56,11 +56,11 @@ def _requests(words: list[str]) -> tuple[list[dict[str, str]], str]:
     if not words:
         return [], "ctl needs the PATH of a control socket, and show, add or del"
     if len(words) == 1:
-        return [], f"ctl {words[0]} needs show, add or del behind the path"
+        return [], f"ctl {words[0]} needs show, add or del after the path"
     what, rest = words[1], words[2:]
     if what == "show":
         return (
-            ([{"do": "show"}], "") if not rest else ([], f"show takes nothing more, not '{' '.join(rest)}'")
+            ([{"do": "show"}], "") if not rest else ([], f"show takes no arguments, not '{' '.join(rest)}'")
         )
     if what not in ("add", "del"):
         return [], f"ctl takes show, add or del, not '{what}'"
@@ -78,13 +78,13 @@ def _requests(words: list[str]) -> tuple[list[dict[str, str]], str]:
 
 
 def _hint(error: Exception) -> str:
-    """What a failure to reach the socket may come from."""
+    """What may have caused a failure to reach the socket."""
     if isinstance(error, ConnectionRefusedError):
         return "; the process that had this socket has ended"
     if isinstance(error, FileNotFoundError):
         return "; start pysplice with -c and this path"
     if isinstance(error, PermissionError):
-        return "; the socket is for the user who has started pysplice, and for root"
+        return "; only the user who started pysplice, and root, may use it"
     return ""
 
 

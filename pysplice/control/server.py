@@ -47,7 +47,7 @@ class Control:
     def take(self, client: socket.socket) -> None:
         """Serve a client."""
         if len(self._clients) >= CLIENTS_MAX:
-            # The client that has been there longest has had its time
+            # The client that has been connected longest gives way
             self._drop(next(iter(self._clients)))
         client.setblocking(False)
         fd = client.fileno()

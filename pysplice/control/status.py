@@ -46,7 +46,7 @@ class Status:
         from_guest, to_guest = (describe.amount(sum(pair)) for pair in pairs)
         return (
             f"{self._streams.opened} connections ({len(self._streams)} open), "
-            f"{self._streams.refused + self._clients.refused} refused for want of room, "
+            f"{self._streams.refused + self._clients.refused} refused for lack of room, "
             f"{spliced.opened} spliced ({len(spliced)} open), "
             f"{from_guest} from the guest, {to_guest} to it, "
             f"{udp.opened} UDP flows ({len(udp)} open), "

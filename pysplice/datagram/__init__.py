@@ -1,7 +1,7 @@
 """The plane of flows without a stream: UDP, echo requests, and fragments of packets.
 
 A flow is two addresses and two ports (or an identifier), and a time at which it is forgotten.  UDP sockets are not
-connected: there is one for each address and port of the guest's, whatever it talks to, and one for each published
+connected: there is one for each address and port of the guest, whatever hosts it talks to, and one for each published
 port, for all its clients.  Each datagram is sent to an address, from an address and with a hop limit of its own
 (IP_PKTINFO, IP_TTL); each one that arrives comes with the address of its sender; and ICMP errors about it (IP_RECVERR)
 go back to the guest.
@@ -13,6 +13,6 @@ go back to the guest.
     udp.py        what the guest sends, and which hosts may answer
     clients.py    clients of published ports
     echo.py       ICMP and ICMPv6 echo, by ping sockets
-    errors.py     what the kernel knows of ICMP errors, as packets for the guest
-    fragments.py  packets out of fragments and back; pure
+    errors.py     what the kernel knows about ICMP errors, as packets for the guest
+    fragments.py  fragments into packets, and packets into fragments; pure
 """

@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
 
 class Spliced(Protocol):
-    """What is asked of the splice of datagrams."""
+    """The methods of the splice of datagrams that are called here."""
 
     def on_client(self, call: Call, batch: tuple[int, int], now: float) -> None:
         """Datagrams (first and count in the batch) of a client on a loopback interface."""
@@ -53,7 +53,7 @@ class Spliced(Protocol):
 
 
 class Way(Protocol):
-    """The way to the guest by the tap, or that there is none."""
+    """The way to the guest through the tap; or the fact that there is none."""
 
     def open(self, call: Call, now: float) -> TapFlow | None:
         """The flow of a client that has not been seen yet; None if there is no way to the guest."""
@@ -66,7 +66,7 @@ class Way(Protocol):
 
 
 class NoWay:
-    """Without a tap clients reach the guest's loopback interface alone."""
+    """Without a tap, clients reach only the guest's loopback interface."""
 
     def open(self, call: Call, now: float) -> TapFlow | None:
         return None
@@ -79,7 +79,7 @@ class NoWay:
 
 
 class TapWay:
-    """The way by the tap."""
+    """The way through the tap."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class Clients:
     def on_ready(self, listener: Listener, failed: bool, splices: bool, now: float) -> None:
         """A listener has datagrams, of which one batch is taken; `failed`: it has errors too.
 
-        `splices`: clients on a loopback interface can be spliced; otherwise they go by the tap.
+        `splices`: clients on a loopback interface can be spliced; otherwise they go through the tap.
         """
         port = self._ports[listener.sock]
         if failed:
@@ -247,7 +247,7 @@ class Clients:
             self._log.flow("dropped", f"udp from {routes.described(address)}: no way in", now)
 
     def _name(self, flow: TapFlow, sock: socket.socket, address: bytes, local: bytes) -> None:
-        """Find a flow by its client from now on, until it is forgotten."""
+        """Make the flow findable by its client until it is forgotten."""
         by_call, by_peer = self._by_call[sock], self._by_peer[sock]
 
         def forgotten(flow: TapFlow) -> None:

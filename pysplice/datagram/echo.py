@@ -73,7 +73,7 @@ class Echo:
         self._by_fd: dict[int, EchoFlow] = {}
 
     def limit(self, flows_max: int) -> None:
-        """Allow so many flows from now on."""
+        """Allow this many flows from now on."""
         self.flows.most[:] = [flows_max] * len(self.flows.most)
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Echo:
         self.flows.close()
 
     def on_packet(self, packet: bytes, frame: bytes, now: float) -> bool:
-        """Take a whole IP packet of the guest's; False if it is no echo request.
+        """Take a whole IP packet of the guest's; False if it is not an echo request.
 
         `frame`: the Ethernet frame that it came in, or the first bytes of one.
         """
@@ -110,7 +110,7 @@ class Echo:
             except BlockingIOError:
                 return True
             except OSError:
-                continue  # an earlier request has met it
+                continue  # an earlier request caused it
             return True
         return True
 
@@ -234,7 +234,7 @@ def request(packet: bytes) -> tuple[bytes, bytes, int] | None:
 
 
 def reply(key: bytes, message: bytes) -> bytes | None:
-    """The packet with an echo reply for the guest, its identifier put back; None if `message` is no echo reply."""
+    """The packet with an echo reply for the guest, its identifier put back; None if `message` is not an echo reply."""
     ipv4 = len(key) == wire.KEY4_LEN
     if len(message) < wire.ICMP or message[0] != (ECHO_REPLY if ipv4 else ECHO_REPLY6):
         return None

@@ -108,7 +108,7 @@ class Endpoints:
         self._maker = maker
         self._flows = flows
         self.most = max(most, 1)
-        # By name, the one that is the least loss first; and by descriptor
+        # By name, the least loss first; and by descriptor
         self._endpoints: OrderedDict[bytes, Endpoint] = OrderedDict()
         self._by_fd: dict[int, Endpoint] = {}
         self.by_fd = self._by_fd.get
@@ -124,7 +124,7 @@ class Endpoints:
         return bits
 
     def get(self, key: bytes, host: bytes, mac: bytes) -> Endpoint:
-        """The endpoint that a flow with this key goes by, to the packed address `host`; raises OSError.
+        """The endpoint that a flow with this key uses to reach the packed address `host`; raises OSError.
 
         Where answers could come from one host that the guest knows by two addresses, the endpoint is two sockets.
         """
@@ -149,7 +149,7 @@ class Endpoints:
 
     def _open(self, family: socket.AddressFamily, number: int) -> socket.socket:
         if number < PRIVILEGED:
-            number = 0  # with privileges it could be had, but the host's services use such ports
+            number = 0  # with privileges we could bind it, but the host's services use such ports
         try:
             return routes.open_port(self._maker, family, routes.ANY[family], number)
         except OSError as e:
@@ -189,7 +189,7 @@ class Endpoints:
         self._flows.answer(flow, now)
 
     def _evict(self) -> bool:
-        """Drop the endpoint that is the least loss, with its flows; False if there is none."""
+        """Drop the endpoint whose loss matters least, with its flows; False if there is none."""
         if not self._endpoints:
             return False
         looked_at = itertools.islice(self._flows.unanswered(OUTBOUND), EVICT_LOOKS)
@@ -211,7 +211,7 @@ class Endpoints:
     def release(self, number: int) -> bool:
         """Give up the sockets at a port of the host's, which a listener wants; True if there were any.
 
-        From then on the guest's datagrams from this port go by the listener.
+        From then on the guest's datagrams from this port go through the listener.
         """
         held = [endpoint for endpoint in self._endpoints.values() if endpoint.number == number]
         for endpoint in held:

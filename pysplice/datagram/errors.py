@@ -63,9 +63,9 @@ def queued(sock: socket.socket) -> Iterator[QueuedError]:
 def frame(
     error: QueuedError, key: bytes, protocol: int, mac: bytes, guest_mac: bytes, host: bytes
 ) -> bytes | None:
-    """The Ethernet frame with an ICMP error for the guest; None if the guest has no business with the error.
+    """The Ethernet frame with an ICMP error for the guest; None if the error does not concern the guest.
 
-    `key` is the flow key of the packet that has met the error, `host` (packed) where it went on the host.  The frame
+    `key` is the flow key of the packet that caused the error, `host` (packed) where it went on the host.  The frame
     comes from the host that has reported the error, or from the destination where the guest knows that by another
     address.
     """
@@ -99,8 +99,8 @@ def _source(offender: bytes, key: bytes, host: bytes) -> bytes:
     packed = offender[4:8] if family == socket.AF_INET else offender[8:24]
     if packed.startswith(wire.V4_MAPPED):
         packed = packed[12:]
-    # Where the destination is another address on the host, the routers in between belong to the host too; and the
-    # guest cannot hear from an address that it has itself
+    # Where the destination has another address on the host, the routers on the way are the host's own business; and
+    # the guest cannot hear from an address that it has itself
     if len(packed) != len(destination) or not any(packed) or host != destination:
         return destination
     return packed if packed != wire.key_source(key) else destination

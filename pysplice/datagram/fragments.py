@@ -1,4 +1,4 @@
-"""Packets out of fragments (RFC 791, RFC 8200 section 4.5), and fragments out of packets.
+"""Reassembly of fragments (RFC 791, RFC 8200 section 4.5), and fragmentation of packets.
 
 Owns the fragments of packets that are not complete.  Imports `wire`; time is given to it.
 
@@ -42,7 +42,10 @@ class Reassembler:
         return len(self._waiting)
 
     def feed(self, packet: bytes, now: float) -> bytes | None:
-        """Take the packet of a fragment; the whole packet, headers included, if no other fragment was missing."""
+        """Take a packet with a fragment.
+
+        The result: the whole packet, headers included, if no fragment is missing now; else None.
+        """
         self._expire(now)
         parsed = _fragment(packet)
         if parsed is None:
@@ -146,7 +149,7 @@ def _whole(fragment: bytes, payload: bytes) -> bytes:
 
 
 def datagram(packet: bytes) -> tuple[bytes, bytes, int] | None:
-    """Flow key, payload and hop limit of a whole UDP packet; None if it is none, or not valid."""
+    """Flow key, payload and hop limit of a whole UDP packet; None if it is not one, or is not valid."""
     ipv4 = wire.is_ipv4(packet)
     addresses = packet[12:20] if ipv4 else packet[8:40]
     protocol, header = (packet[9], IPV4) if ipv4 else (packet[6], IPV6)

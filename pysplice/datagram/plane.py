@@ -44,7 +44,7 @@ class FromGuest:
         self.udp = udp
         self.endpoints = endpoints
         self.echo = echo
-        self.dropped = 0  # packets that no host is to get
+        self.dropped = 0  # packets that no host may get
         self._rules = rules
         self._with_udp = with_udp
         self._fragments = fragments.Reassembler()
@@ -60,8 +60,8 @@ class FromGuest:
     def _leaves(self, key: bytes, to_group: bool, now: float) -> bool:
         """True for a datagram that goes on to the host's network; `to_group`: its frame was sent to all stations.
 
-        What was sent to all stations has to be for all hosts (RFC 1122, section 3.3.6), and requests to the link's own
-        services go no further.
+        A frame that was sent to all stations must carry a datagram for all hosts (RFC 1122, section 3.3.6), and
+        requests to the link's own services go no further.
         """
         everybody = self._rules.is_everybody(wire.key_destination(key))
         why = ""
@@ -97,7 +97,7 @@ class FromGuest:
         if not self.echo.on_packet(packet, frame, now):
             self.dropped += 1
             if self._log.debug_on:
-                self._log.flow("dropped", f"{describe.packet(packet)}: nothing here takes it", now)
+                self._log.flow("dropped", f"{describe.packet(packet)}: nothing here handles it", now)
 
     def on_ready(self, fd: int, ready: int, now: float) -> None:
         """One of the sockets is ready; `ready`: the bits of epoll(7)."""
@@ -198,7 +198,7 @@ class DatagramPlane:
         self.clients.closed(listener)
 
     def ports(self, side: str) -> int:
-        """The ports of a side that sockets of this plane have, but for listeners, as bits."""
+        """The ports of a side that sockets of this plane have, except listeners, as bits."""
         if side == GUEST or self._from_guest is None:
             return 0
         return self._from_guest.endpoints.ports()

@@ -63,7 +63,7 @@ def peer_of(address: bytes) -> Peer | None:
 
 
 def described(address: bytes) -> str:
-    """Such a structure for a person."""
+    """Such a structure in readable form."""
     peer = peer_of(address)
     return endpoint(peer.address, peer.port) if peer is not None else "nowhere"
 
@@ -131,7 +131,7 @@ class Port:
         self.closed = False
 
     def fragment(self, df: int) -> None:
-        """Say whether the next datagrams may be fragmented on the way (0) or not (1): then send() reports EMSGSIZE."""
+        """Set whether the next datagrams may be fragmented on the way (0), or not (1): then send() reports EMSGSIZE."""
         if df == self.df:
             return
         self.df = df

@@ -2,9 +2,9 @@
 
 Owns the table.  Imports `loop`; time is given to it.
 
-The side that sends first decides about a flow's share: datagrams of other hosts to the guest's ports take no room
-from what the guest asks for, and the other way round.  Within a share a flow that was never answered gives way first,
-so a flood from ever new sources ends no conversation.
+The side that sends first decides about a flow's share: datagrams from other hosts to the guest's ports take no room
+away from the flows that the guest begins, and the other way round.  Within a share a flow that was never answered
+gives way first, so a flood from ever-changing sources cannot end a conversation.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ SHARES = 3
 
 
 class Expiring:
-    """What the table has to know of a flow: its share, when it was used last, and whether it was answered."""
+    """What the table has to know about a flow: its share, when it was used last, and whether it was answered."""
 
     __slots__ = ("answered", "closed", "forgotten", "key", "share", "used")
 
@@ -119,7 +119,7 @@ class Table(Generic[Flow]):
             flow.close()
 
     def expire(self, now: float) -> float:
-        """Close the flows whose time is over; when to look again, `NEVER` if there are none left."""
+        """Close the flows that have timed out; when to look again, `NEVER` if there are none left."""
         soonest = NEVER
         for orders in self._orders:
             for order, timeout in zip(orders, (self._timeout, self._dialogue), strict=True):

@@ -3,7 +3,7 @@
 Owns nothing: the sockets are endpoints.py's or those of listeners.  Imports `_cext`, `link`, `observe`, `translate`,
 `wire` and the files of this room.
 
-Which hosts may answer is a filter (RFC 4787, REQ-8), address-dependent unless told otherwise: any port of an address
+Which hosts may answer is a filter (RFC 4787, REQ-8), address-dependent by default: any port of an address
 that was asked, and any address once a group was asked.  Each answer is handed on with the address that it came from.
 Payload stays in C, in batches.
 
@@ -31,13 +31,13 @@ CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout"
 
 FILTERS = ("endpoint", "address", "port")
 
-# What a send may report about an earlier datagram; once it is reported, it is over
+# Errors that a send may report about an earlier datagram; once reported, an error is gone
 ABOUT_EARLIER = frozenset(
     {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPROTO}
 )
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EACCES, errno.EPERM})
 
-# Routers of the addresses that were asked last; they are looked up when another host sends, at most once in so many
+# Routers of the addresses that were asked last; they are looked up when another host sends, at most once in this many
 # seconds
 HOPS_ASKED, HOPS_VALID = 16, 1.0
 
@@ -64,18 +64,18 @@ class Rules(NamedTuple):
     timeout: float = TIMEOUT
 
     def is_everybody(self, address: bytes) -> bool:
-        """True for the packed address of more than one host."""
+        """True for a packed address that stands for more than one host."""
         return wire.is_group(address) or address in self.broadcasts
 
 
 class Published(Protocol):
-    """What is asked of the listeners whose ports the guest sends from."""
+    """The methods of the listeners whose ports the guest sends from."""
 
     def port_of(self, number: int, guest: bytes) -> Port | None:
         """The socket of the listener that leads to this port of the guest's packed address, or None."""
 
     def adopt(self, port: Port, flow: TapFlow) -> None:
-        """The guest has begun a flow by a listener's socket."""
+        """The guest has begun a flow through a listener's socket."""
 
     def flow_of(self, port: Port, address: bytes) -> TapFlow | None:
         """The flow of a listener's socket with this peer (a struct sockaddr)."""
@@ -155,7 +155,7 @@ class Udp:
                 return
 
     def _is_about_earlier(self, flow: TapFlow, error: int, tries: int, now: float) -> bool:
-        """True if an error was an earlier datagram's: then this one is to be sent again."""
+        """True if an error was about an earlier datagram: then this one has to be sent again."""
         if error in ABOUT_EARLIER and tries < 2:
             self.on_errors(flow.port, now)
             return True
@@ -289,7 +289,7 @@ class Udp:
         return wire.frame_start(mac, self._tap.mac, key, wire.PROTO_UDP)
 
     def _is_next_hop(self, endpoint: Endpoint, address: bytes, now: float) -> bool:
-        """True for the router by which a host is reached that was asked.
+        """True for the router on the way to a host that was asked.
 
         It may be that host itself, by another of its addresses; and a router can give any source address anyway.
         """
@@ -300,7 +300,7 @@ class Udp:
         return address in endpoint.hops
 
     def on_errors(self, port: Port, now: float, sent: TapFlow | None = None) -> None:
-        """Tell the guest of ICMP errors; `sent` is the flow that has just sent, if that has caused them.
+        """Tell the guest about ICMP errors; `sent` is the flow that has just sent, if its datagram caused them.
 
         An error that the kernel itself has found has no port (ip_local_error() of an unconnected socket).
         """

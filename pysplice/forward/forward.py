@@ -20,7 +20,7 @@ from .listeners import Addressing, Listeners, Takers
 from .scan import Scan, bits, ephemeral_ports, ones
 
 OPEN_PER_TURN = 64  # ports, while we serve
-FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else has its turn
+FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else gets its turn
 SCAN_EVERY = 1.0  # seconds, as pasta
 SOON = 0.01
 
@@ -39,8 +39,8 @@ def unprivileged_port_start() -> int:
 class Forward:
     """All rules.
 
-    `listeners` are theirs, at most `most` (the budget changes it); `guest` makes sockets in the namespace; `takers`
-    know the other UDP sockets of ours.  `changed` is called when listeners may have come or gone.
+    `listeners` are the sockets of the rules, at most `most` (the budget changes it); `guest` makes sockets in the
+    namespace; `takers` know our other UDP sockets.  `changed` is called when listeners may have come or gone.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Forward:
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
         self._scan_timer = loop.timer(self.scan)
-        self._unfinished = False  # the last scan has left ports for the next
+        self._unfinished = False  # the last scan has left ports for the next one
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
         self.changed: Callable[[], object] = lambda: None
@@ -87,7 +87,7 @@ class Forward:
     def add(self, rule: Rule, running: bool = False) -> None:
         """Follow a rule from now on; raises ConfigError if its ports cannot be bound.
 
-        With `running`, ports that need not be had (`all`) are opened a few at a time.
+        With `running`, optional ports (`all`) are opened a few at a time.
         """
         how = self._addressing
         if rule.address is not None and not (how.ipv4 if rule.address.version == 4 else how.ipv6):
@@ -153,7 +153,7 @@ class Forward:
             self._scan_timer.by(self._loop.now())
 
     def _open_some(self) -> None:
-        """Open a few of the ports that are still to be opened, then let everything else have its turn."""
+        """Open a few of the ports that are still to be opened, then give everything else its turn."""
         turn = OPEN_PER_TURN
         for rule, ports in list(self._opening.items()):
             for port in ones(ports):
@@ -183,7 +183,7 @@ class Forward:
                     failed = port
                     break
                 left = (self._ports(rule) >> port).bit_count()
-                self._log.warning(f"'{rule}': {left} ports are left out for want of descriptors")
+                self._log.warning(f"'{rule}': {left} ports are left out for lack of descriptors")
                 break
             try:
                 self.listeners.add(rule, port, self.listeners.bind(rule, port))
@@ -259,7 +259,7 @@ class Forward:
             }
 
     def _open_later(self, rule: Rule, port: int) -> None:
-        """Open a port that need not be had, without waiting for the agent."""
+        """Open an optional port, without waiting for the agent."""
         key = (rule, port)
         if rule.side == HOST:
             try:
@@ -306,5 +306,5 @@ def _cannot_listen(rule: Rule, port: int, error: OSError, unprivileged: int) -> 
     what = rule.path or f"{where} port {port} ({rule.protocol})".strip()
     text = f"cannot listen on {what}: {error.strerror}"
     if error.errno == errno.EACCES and not rule.path and rule.side == HOST and port < unprivileged:
-        text += f"; ports below {unprivileged} (net.ipv4.ip_unprivileged_port_start) take privileges"
+        text += f"; ports below {unprivileged} (net.ipv4.ip_unprivileged_port_start) require privileges"
     return text

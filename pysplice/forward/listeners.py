@@ -27,7 +27,7 @@ NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOM
 
 
 class Takers(Protocol):
-    """What takes clients and datagrams, and knows the other UDP sockets of ours."""
+    """What takes clients and datagrams, and knows our other UDP sockets."""
 
     def accepted(self, listener: Listener, sock: socket.socket, address: Any, now: float) -> None:
         """A TCP client has connected; `address` is its socket address as Python has it."""
@@ -42,7 +42,7 @@ class Takers(Protocol):
         """A UDP listener is being closed."""
 
     def ports(self, side: str) -> int:
-        """The UDP ports of a side that our sockets have, but for listeners, as bits."""
+        """The UDP ports of a side that our sockets have, except listeners, as bits."""
 
     def release(self, port: int) -> bool:
         """Give up a UDP port of the host's; True if one of our sockets had it."""
@@ -214,7 +214,7 @@ class Listeners:
                 if e.errno in NO_DESCRIPTOR:
                     self._pause(listener, e)
                     return most
-                continue  # the client has gone again (accept(2))
+                continue  # the client has already gone (accept(2))
             sock.setblocking(False)
             self._takers.accepted(listener, sock, address, now)
         return most

@@ -1,4 +1,4 @@
-"""Where the client of a listener is led: to which address of the guest's, by the tap or spliced.
+"""Where the client of a listener is led: to which address of the guest, and whether through the tap or spliced.
 
 Owns what is known of the guest's addresses.  Imports `config` and `wire`.
 """
@@ -24,7 +24,7 @@ class Listener(NamedTuple):
 
 
 class Policy:
-    """The guest's addresses, and the choice of a way.
+    """The guest's addresses, and the choice between the tap and splicing.
 
     `guest4`, `guest6`, `guest6_link` (link-local): the guest's addresses, packed, empty if it has none.  Where
     `follow4` and `follow6` say so, these are the addresses that the guest has used last.  `splice`: clients on
@@ -62,7 +62,7 @@ class Policy:
             self.guest6 = source
 
     def is_spliced(self, rule: Rule, client: bytes) -> bool:
-        """True for a client (a packed address, empty for a UNIX socket) that does not go by the tap."""
+        """True for a client (a packed address, empty for a UNIX socket) that does not go through the tap."""
         if rule.side == GUEST or rule.path:
             return True
         return is_loopback(client) and rule.to_address is None and self._splice
@@ -82,7 +82,7 @@ class Policy:
         return unpack(guest) if guest else "::1" if ipv6 else "127.0.0.1", listener.target
 
     def guest(self, rule: Rule, client: bytes) -> bytes:
-        """The guest's packed address for a client that goes by the tap; empty if it has none of that version."""
+        """The guest's packed address for a client that goes through the tap; empty if it has none of that version."""
         if rule.to_address is not None:
             guest = rule.to_address.packed
             return guest if len(guest) == len(client) else b""

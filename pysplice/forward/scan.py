@@ -35,7 +35,7 @@ def ones(number: int) -> Iterator[int]:
 
 
 def ephemeral_ports() -> int:
-    """The ports that the kernel gives away by itself (net.ipv4.ip_local_port_range), as bits."""
+    """The ports that the kernel assigns by itself (net.ipv4.ip_local_port_range), as bits."""
     try:
         with open(EPHEMERAL_PATH) as file:
             low, high = file.read().split()

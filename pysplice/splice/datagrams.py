@@ -130,7 +130,7 @@ class SplicedDatagrams:
         listener, peer, local = call.listener, call.peer, call.local
         target = self._policy.spliced_to(listener, local)
         if target is None:
-            self._log.flow("udp", f"{unpack(local)} is no loopback address: not passed on", now)
+            self._log.flow("udp", f"{unpack(local)} is not a loopback address: not passed on", now)
             return None
         outward = listener.rule.side == GUEST
         maker = self._host if outward else self._guest

@@ -211,7 +211,7 @@ class StreamPlane:
     # Limits and counts
 
     def limit(self, most: Budget) -> None:
-        """Allow so many flows from now on."""
+        """Allow this many flows from now on."""
         self.flows.outbound_max, self.flows.inbound_max = most.outbound, most.inbound
         self.hosts.lingering.most = most.lingering
 

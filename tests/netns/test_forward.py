@@ -661,7 +661,7 @@ def test_more_ports_than_descriptors(world):
     finally:
         process.terminate()
         process.wait(10)
-        assert "ports are left out for want of descriptors" in process.stderr.read()
+        assert "ports are left out for lack of descriptors" in process.stderr.read()
         stop(process)
 
 
