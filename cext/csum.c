@@ -3,7 +3,7 @@
  * csum.c: the Internet checksum.  Owns nothing; compiles without Python.h.
  *
  * RFC 1071, section 2: the sum does not depend on the width in which the words
- * are added, as long as all carries are folded back, nor on the byte order.  So
+ * are added, as long as all carries are folded back, or on the byte order.  So
  * whole 32-bit words go into 64-bit accumulators, which cannot overflow below
  * 16 GiB, in a loop that the compiler turns into vector instructions.
  */

@@ -3,10 +3,10 @@
  * datagram.c: the Packets type.  Owns the memory of one batch of datagrams,
  * no descriptor; holds no state of a flow and takes no decision.
  *
- * Datagrams keep their bounds: what the kernel has joined (UDP_GRO) goes on
- * joined where the other side takes it so (UDP_SEGMENT, USO of the tap), and
- * one by one where it does not.  Towards the guest those that are larger than
- * the MTU go in fragments.
+ * Datagrams keep their boundaries: what the kernel has joined (UDP_GRO) is
+ * passed on joined where the other side accepts that (UDP_SEGMENT, USO of the
+ * tap), and one by one where it does not.  Datagrams to the guest that are
+ * larger than the MTU go in fragments.
  *
  * system calls (serve): recvmmsg
  */
@@ -101,7 +101,7 @@ static PyObject *packets_send_bytes(PyObject *obj, PyObject *args)
 	return PyErr_Occurred() ? NULL : PyLong_FromLong(rc);
 }
 
-/* What is known of one datagram of a batch beside its payload. */
+/* What is known about one datagram of a batch besides its payload. */
 struct arrival {
 	uint8_t peer[sizeof(struct sockaddr_in6)];
 	socklen_t peer_len;
@@ -130,8 +130,8 @@ static void read_control(struct msghdr *msg, struct arrival *arrival,
 		} else if (cmsg->cmsg_level == IPPROTO_IP &&
 			   cmsg->cmsg_type == IP_PKTINFO) {
 			memcpy(&info4, data, sizeof(info4));
-			/* Where it can be answered from: of a broadcast, the
-			 * interface's own */
+			/* Where it can be answered from: for a broadcast, the
+			 * interface's own address */
 			memcpy(arrival->local, &info4.ipi_spec_dst, 4);
 			arrival->local_len = 4;
 			arrival->interface = info4.ipi_ifindex;
@@ -139,7 +139,7 @@ static void read_control(struct msghdr *msg, struct arrival *arrival,
 			   cmsg->cmsg_type == IPV6_PKTINFO) {
 			memcpy(&info6, data, sizeof(info6));
 			arrival->interface = (int)info6.ipi6_ifindex;
-			/* Of IPv4, IP_PKTINFO says more */
+			/* For IPv4, IP_PKTINFO says more */
 			if (!memcmp(&info6.ipi6_addr, mapped, sizeof(mapped)))
 				continue;
 			memcpy(arrival->local, &info6.ipi6_addr, 16);
@@ -295,8 +295,8 @@ static PyObject *packets_relay(PyObject *obj, PyObject *args)
 
 			if (n < 0)
 				error = n;
-			/* It may be what an earlier one has met, of another
-			 * peer even; once told, it is over */
+			/* It may be the error of an earlier datagram, even to
+			 * another peer; once reported, it is gone */
 			if (n < 0 && n != -EAGAIN && tries++ < 2)
 				continue;
 			tries = 0;

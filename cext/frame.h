@@ -14,7 +14,7 @@
 #define VNET_HDR_LEN sizeof(struct vnet_header)
 #define ETH_LEN sizeof(struct ethernet_header)
 #define IP_MAX 65535                    /* the length field of an IP header */
-#define FRAME_MAX (ETH_LEN + 65536)     /* what a tap can hand over at most */
+#define FRAME_MAX (ETH_LEN + 65536)     /* the most that a tap can hand over */
 
 /* Addresses and ports as they stand on the wire: source, destination, source
  * port, destination port.  12 bytes for IPv4, 36 for IPv6. */

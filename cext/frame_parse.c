@@ -135,7 +135,7 @@ static enum frame_kind parse_udp(const struct layer4 *l4, struct segment *seg)
 		    (!get16(udp->check) || !sum_ok(l4, len, PROTO_UDP)))
 			return bad(seg, DROP_CHECKSUM);
 	}
-	/* RFC 768: a source port of 0 means none, so none can be answered */
+	/* RFC 768: source port 0 means none, so it cannot be answered */
 	if (!set_key(seg, l4))
 		return bad(seg, DROP_PORT);
 	seg->payload = (uint32_t)(l4->at + sizeof(*udp));
@@ -197,7 +197,7 @@ static enum frame_kind parse_ipv4(const uint8_t *frame, size_t len, int trusted,
 		return bad(seg, DROP_CHECKSUM);
 	seg->ttl = ip->ttl;
 	seg->df = (get16(ip->fragment) & IPV4_DONT_FRAGMENT) != 0;
-	/* RFC 1812, 5.3.1: without a hop left it is not forwarded */
+	/* RFC 1812, 5.3.1: with no hops left it is not forwarded */
 	if (!seg->ttl)
 		return FRAME_OTHER;
 
@@ -218,7 +218,7 @@ static enum frame_kind parse_ipv4(const uint8_t *frame, size_t len, int trusted,
 		return parse_udp(&l4, seg);
 	if (ip->protocol != PROTO_TCP)
 		return FRAME_OTHER;
-	/* A TCP never has reason to send fragments on its own link */
+	/* A TCP never has a reason to send fragments on its own link */
 	if (fragment)
 		return bad(seg, DROP_FRAGMENT);
 	if (!from_host || !to_host || seg->group)

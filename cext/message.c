@@ -87,7 +87,7 @@ int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 	set_route(&msg, route);
 	if (count == 1)
 		return send_message(fd, &msg);
-	/* No kernel makes so many of one frame (UDP_MAX_SEGMENTS) */
+	/* No kernel makes that many from one frame (UDP_MAX_SEGMENTS) */
 	if (count > 2 * GSO_MAX)
 		return -EINVAL;
 	msg.msg_iov = &part;
@@ -102,7 +102,7 @@ int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 			set_route(&msg, route);
 		rc = send_message(fd, &msg);
 		if (rc == -EMSGSIZE && part.iov_len <= gso_size)
-			return rc; /* So will be the others */
+			return rc; /* The others will be, too */
 		if ((rc == -EINVAL || rc == -EMSGSIZE || rc == -EIO ||
 		     rc == -EOPNOTSUPP) && most > gso_size) {
 			/* Over a path with a smaller MTU, or without the

@@ -8,7 +8,7 @@
  *   - data that is contiguous, with no flags but ACK and PSH; a FIN ends it;
  *   - bare acknowledgements that move forward, or that repeat: `frames` then
  *     counts the repetitions of the last one.
- * Datagrams of one flow make a run too; each keeps its bounds.
+ * Datagrams of one flow make a run too; each keeps its boundaries.
  */
 #include "tap.h"
 

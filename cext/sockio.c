@@ -72,9 +72,9 @@ int sock_facts_read(int fd, struct sock_facts *facts)
 int sock_ports_read(int fd, int family, int protocol, uint32_t without,
 		    uint8_t ports[PORTS_BYTES])
 {
-	/* What ends at the end is accepted, what jumps beyond it is not
-	 * (inet_diag_bc_run()): another interface leads to the end at once, this
-	 * one to the jump */
+	/* A program that stops at its end accepts, one that jumps beyond it
+	 * does not (inet_diag_bc_run()): another interface leads straight to
+	 * the end, this one to the jump */
 	struct {
 		struct nlmsghdr header;
 		struct inet_diag_req_v2 diag;

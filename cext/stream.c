@@ -3,9 +3,9 @@
  * stream.c: the Stream type, a ring of bytes between two sockets.  Owns its
  * memory; knows no connection.
  *
- * One kind of ring serves both directions: what was taken from a host socket
- * and is not acknowledged by the guest yet, and what was read from the guest
- * and the host socket did not take.
+ * One kind of ring serves both directions: bytes taken from a host socket that
+ * the guest has not acknowledged yet, and bytes read from the guest that the
+ * host socket did not take.
  *
  * system calls (serve): recvmsg sendmsg mmap munmap madvise
  */

@@ -10,8 +10,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* A ring of bytes: a number of them, taken from a socket or from a run, that
- * are dropped in order at the head. */
+/* A ring of bytes, taken from a socket or from a run and dropped in order at
+ * the head. */
 struct stream {
 	PyObject_HEAD
 	uint8_t *memory;

@@ -4,9 +4,9 @@
  * descriptor; holds no connection state and takes no decision.
  *
  * drain() reads frames until the tap is empty or the batch is full, and groups
- * the TCP segments and UDP datagrams among them into runs (runs.c).  What
- * Python is told of a run is a handful of numbers and a handle, by which send()
- * finds the payload again until the next drain().
+ * the TCP segments and UDP datagrams among them into runs (runs.c).  Of a run,
+ * Python gets a handful of numbers and a handle, by which send() finds the
+ * payload again until the next drain().
  *
  * system calls (serve): read writev sendmsg lseek ftruncate
  */
@@ -48,14 +48,14 @@ static void capture(struct tap *self, const struct iovec *iov, int count)
 	record[2] = record[3] = (uint32_t)len;
 	pieces[0].iov_base = record;
 	pieces[0].iov_len = sizeof(record);
-	/* After a part of a record the rest of the file would be unreadable */
+	/* After a partial record the rest of the file would be unreadable */
 	n = writev(self->capture, pieces, count + 1);
 	if (n == (ssize_t)(len + sizeof(record)))
 		return;
 	if (n > 0) {
 		off_t end = lseek(self->capture, 0, SEEK_CUR);
 
-		/* From a pipe it cannot be taken back */
+		/* It cannot be taken back from a pipe */
 		if (end >= n && ftruncate(self->capture, end - n))
 			n = -1;
 	}

@@ -11,7 +11,7 @@
 
 #include "frame.h"
 
-/* What the types of the module share; one of it per module object. */
+/* What the types of the module share; one for each module object. */
 struct module_state {
 	PyTypeObject *stream_type;
 	PyTypeObject *tap_type;
@@ -31,7 +31,7 @@ struct frame {
 	uint32_t start;                 /* of the Ethernet header, in memory */
 	uint32_t payload;               /* in memory */
 	uint32_t len;                   /* of the payload */
-	uint16_t gso_size;              /* it is datagrams of this size; 0: one */
+	uint16_t gso_size;              /* size of its datagrams; 0: only one */
 	int next;                       /* frame of the same run, or -1 */
 };
 

@@ -40,7 +40,7 @@ class HostAddress:
         return self._sock.fileno()
 
     def on_ready(self) -> None:
-        """Replace each address that the host has lost by the one that it uses now."""
+        """Replace each address that the host has lost with the one that it uses now."""
         with contextlib.suppress(OSError):
             for _ in range(MESSAGES_PER_EVENT):
                 self._sock.recv(MESSAGE_MAX)

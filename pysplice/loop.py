@@ -2,8 +2,8 @@
 
 Owns the uvloop event loop; no other room imports uvloop or keeps a timer of its own.  Imports no other room.
 
-Rooms depend on `Loop`, a small interface; tests drive them with a loop whose clock stands still until it is told to
-move.  Times are seconds of a clock that never goes back.
+Rooms depend on `Loop`, a small interface; tests drive them with a loop whose clock stands still until a test moves it.
+Times are seconds of a clock that never goes back.
 """
 
 # system calls (serve): eventfd2 socketpair signalfd4 epoll_create1 rt_sigprocmask rt_sigaction
@@ -136,7 +136,7 @@ class MainLoop(Loop, Protocol):
 
 
 class EventLoop:
-    """The MainLoop that serves.  `failed` is told of an exception that a call has raised; the loop goes on."""
+    """The MainLoop that serves.  `failed` is told about an exception that a call has raised; the loop goes on."""
 
     def __init__(self, failed: Callable[[BaseException], object]) -> None:
         self._loop = uvloop.new_event_loop()

@@ -39,7 +39,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGQUIT)  # they end this process in order
 
 
 class Plane(Protocol):
-    """The one face of all planes."""
+    """The one interface of all planes."""
 
     def fileno(self) -> int: ...
     def on_ready(self, now: float) -> None: ...
@@ -47,7 +47,7 @@ class Plane(Protocol):
 
 
 class Planes(NamedTuple):
-    """What serves: the planes, and what stands around them.
+    """What serves: the planes, and the objects around them.
 
     `reader` reads the tap.  `host_files` keeps UNIX sockets, `guest` makes sockets in the namespace.
     """
@@ -67,7 +67,7 @@ class Planes(NamedTuple):
 class Proxy:
     """Serves until the namespace, or the command in it, has ended.
 
-    `descriptors`: how many there may be; they are shared out anew whenever listeners come or go.
+    `descriptors`: how many there may be; they are shared out again whenever listeners come or go.
     """
 
     def __init__(self, loop: MainLoop, planes: Planes, descriptors: int, log: Log) -> None:
@@ -118,7 +118,7 @@ class Proxy:
         """Serve until the watch says that the namespace has gone away; the exit status.
 
         That is what `ended` returns.  `started` is called when the loop runs.  With `has_command` the watch is that of
-        a command: then nothing else but a signal ends this process, not even the tap.
+        a command: then only that or a signal ends this process; even the loss of the tap does not.
         """
         self._has_command = has_command
         planes = self._planes
@@ -158,9 +158,9 @@ class Proxy:
         try:
             self._planes.guest.on_ready()
         except ConnectionError:
-            # Usually it goes with the namespace.  Open flows go on, and new clients come by the tap.
+            # As a rule it ends with the namespace.  Open flows go on, and new clients come through the tap.
             self._log.warning(
-                "the process in the namespace is gone: nothing can be spliced into it any more"
+                "the process in the namespace is gone: nothing can be spliced into the namespace any more"
             )
             self._loop.unwatch(self._planes.guest.fileno())
             self._planes.guest.close()
@@ -171,11 +171,11 @@ class Proxy:
             for client in self._planes.files.clients():
                 self._control.take(client)
         except ConnectionError:
-            self._log.warning("the process that keeps socket files is gone: no requests any more")
+            self._log.warning("the process that keeps socket files is gone: no more control requests")
             self._loop.unwatch(self._planes.files.fileno())
 
     def print_counts(self, seconds: int) -> None:
-        """Print what has happened so far, every so many seconds and at the end (--stats)."""
+        """Print what has happened so far, every `seconds` and at the end (--stats)."""
 
         def again() -> None:
             self._log.info(self.status.counts())
@@ -211,7 +211,7 @@ class Proxy:
         self._ending.look()
 
     def stop(self, status: int) -> None:
-        """Serve no longer; `status` is the exit status."""
+        """Stop serving; `status` is the exit status."""
         self._status = status
         self._loop.stop()
 

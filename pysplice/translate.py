@@ -37,13 +37,13 @@ class Translation(NamedTuple):
     From the guest to the host:
     - `redirect`: addresses that lead to one of the host's own addresses;
     - `dns`: addresses that lead to a name server of the host's, for ports 53 and 853;
-    - `source4`, `source6`, `interface4`, `interface6`: where connections to any other address start from;
+    - `source4`, `source6`, `interface4`, `interface6`: where connections to any other address come from;
     - `scope`: the index of the interface by which link-local destinations are reached.
 
     From the host to the guest:
     - `callers`: by which address the guest knows one of the host's addresses (packed both);
     - `own`: the guest's own addresses;
-    - `fallback4`, `fallback6`: what stands for a caller that the guest could not answer.
+    - `fallback4`, `fallback6`: stand in for a caller that the guest could not answer.
     """
 
     redirect: dict[bytes, str] = _EMPTY

@@ -1,4 +1,4 @@
-"""Header layouts: where Ethernet, IPv4, IPv6, UDP and ICMP have what, and how to build them.
+"""Header layouts: where the fields of Ethernet, IPv4, IPv6, UDP and ICMP are, and how to build the headers.
 
 Pure functions over bytes; imports no other room.  cext/frame.c has the same layouts for the frames that Python
 does not look into.
@@ -192,7 +192,7 @@ def ip_ethertype(address: bytes) -> bytes:
 
 
 def checksum(data: bytes) -> bytes:
-    """The Internet checksum (RFC 1071) of `data`, two bytes; zero over data that carries its own checksum."""
+    """The Internet checksum (RFC 1071) of `data`, two bytes; zero for data that includes its own correct checksum."""
     if len(data) % 2:
         data += b"\0"
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -202,7 +202,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def pseudo_header(addresses: bytes, length: int, protocol: int) -> bytes:
-    """What a transport checksum covers beside the transport's own bytes (RFC 9293, 3.1; RFC 8200, 8.1).
+    """What a transport checksum covers besides the transport's own bytes (RFC 9293, 3.1; RFC 8200, 8.1).
 
     `addresses`: source, then destination.  The sums of the IPv4 and the IPv6 layout are the same.
     """
@@ -230,7 +230,7 @@ def ipv6_header(source: bytes, destination: bytes, protocol: int, length: int) -
 
 
 def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytes:
-    """An IP packet of the version that the addresses are of."""
+    """An IP packet, of the same version as the addresses."""
     header = ipv4_header if len(source) == 4 else ipv6_header
     return header(source, destination, protocol, len(payload)) + payload
 

@@ -8,7 +8,7 @@ from pysplice import budget
 @pytest.mark.parametrize("descriptors", (20, 100, 256, 1024, 524288))
 @pytest.mark.parametrize("listeners", (0, 10, 100_000))
 def test_shares_fit(descriptors, listeners):
-    """Together they are not more than there is, and everybody has one."""
+    """The shares add up to no more than there is, and every kind has one."""
     most = budget.share_out(descriptors, listeners)
     assert min(most) >= 1
     held = most.outbound + most.inbound + 4 * most.spliced + most.lingering

@@ -1,4 +1,4 @@
-"""The documentation: nothing that is made of the code is stale, links lead somewhere, and a recipe can be followed."""
+"""The documentation: nothing generated from the code is stale, links lead somewhere, and a recipe can be followed."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What looks on: the trace of windows."""
+"""Observation: the trace of windows."""
 
 import io
 import json

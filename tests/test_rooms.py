@@ -172,7 +172,7 @@ def test_constructors_take_few_arguments(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_what_is_public_is_documented(path):
-    """Modules, classes and functions without an underscore; but for methods that a Protocol or a door describes."""
+    """Modules, classes and functions without an underscore, except methods that a Protocol or a door describes."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     for node in tree.body:

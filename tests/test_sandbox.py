@@ -1,4 +1,4 @@
-"""What whoever serves can do no more, tried in a child that has locked itself in."""
+"""What the serving process can no longer do, tried in a child that has locked itself in."""
 
 import ctypes
 import errno

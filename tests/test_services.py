@@ -437,7 +437,7 @@ def test_dhcp_a_client_that_names_no_address():
 
 @pytest.mark.parametrize("length", (4, 20))
 def test_dhcpv6_thousands_of_options(length):
-    """They are looked at once each, and so many are not meant."""
+    """Each is looked at only once, and a legitimate client never sends so many."""
     data = dhcpv6.option(99, bytes(length - 4)) * (65_000 // length)
     assert dhcpv6.parse_options(data) is None
     few = data[: length * dhcpv6.OPTIONS_MAX]

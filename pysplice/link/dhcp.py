@@ -13,7 +13,7 @@ CLIENT_PORT, SERVER_PORT = 68, 67
 BOOTREQUEST, BOOTREPLY = 1, 2
 MAGIC = bytes((99, 130, 83, 99))
 HEADER = 236
-# A BOOTP client takes no less (RFC 951), and every DHCP client takes so much (RFC 2131, section 2)
+# A BOOTP client accepts nothing shorter (RFC 951), and every DHCP client accepts this much (RFC 2131, section 2)
 MESSAGE_MIN, MESSAGE_MAX = 300, 576 - 28
 
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)

@@ -23,7 +23,7 @@ STATUS_NOT_ON_LINK = 4
 ADDRESSES_MAX = 8
 OPTIONS_MAX = 256  # in a message, or in one of its options
 FOREVER = 0xFFFFFFFF
-REPLY_MAX = 800  # bytes of addresses, and of names: no client in earnest asks for more
+REPLY_MAX = 800  # bytes of addresses, and of names: no real client asks for more
 
 
 class Lease(NamedTuple):
@@ -92,7 +92,7 @@ def server_id(mac: bytes) -> bytes:
 
 
 def reply(message: bytes, options: list[tuple[int, bytes]], lease: Lease, mac: bytes) -> bytes | None:
-    """The message that answers a request; None if the RFC has the request discarded (section 16)."""
+    """The message that answers a request; None if the RFC says to discard the request (section 16)."""
     kind = message[0]
     first = dict(reversed(options))
     client, server = first.get(OPTION_CLIENT_ID), first.get(OPTION_SERVER_ID)

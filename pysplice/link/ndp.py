@@ -30,7 +30,7 @@ ROUTER_LIFETIME = 65535
 MANAGED = 0x80
 SEARCH_BYTES_MAX = 800  # fits into a packet of 1280 bytes, and into one option
 
-# Solicitations carry an option or two; a longer one only costs time
+# Solicitations carry an option or two; checking a longer one only costs time
 SOLICITATION_MAX = 1024
 FOREVER = 0xFFFFFFFF
 
@@ -50,7 +50,7 @@ class Router(NamedTuple):
 def answer(
     frame: bytes, mac: bytes, guest_addresses: Collection[bytes], router: Router | None
 ) -> bytes | None:
-    """The reply to an IPv6 frame, or None if it is no solicitation that we answer.
+    """The reply to an IPv6 frame, or None if it is not a solicitation that we answer.
 
     `mac` is our MAC address.  Without a `router`, router solicitations stay unanswered.
     """

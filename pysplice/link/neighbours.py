@@ -25,8 +25,8 @@ class Station:
 class Neighbours:
     """The guest's addresses and their MAC addresses.
 
-    `mac`: where frames go that answer no frame of the guest's, broadcast until one is known.  `learn(address)` is
-    called with each packed address that the guest is seen to have.
+    `mac`: the destination of frames that answer no frame of the guest's; broadcast until an address is known.
+    `learn(address)` is called with each packed address that the guest is seen to have.
     """
 
     def __init__(self, mac: bytes, learn: Callable[[bytes], None]) -> None:

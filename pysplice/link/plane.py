@@ -30,7 +30,7 @@ class Beyond(Protocol):
 class LinkPlane:
     """Takes the datagrams and the other frames of each batch.
 
-    `ipv4` and `ipv6` say which versions are served; `failed` is told of an exception that one frame has caused.
+    `ipv4` and `ipv6` say which versions are served; `failed` is told about an exception that one frame has caused.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LinkPlane:
         self._ipv4, self._ipv6 = versions
         self._log = log
         self._failed = failed
-        self.expired = 0  # packets that had no hop left
+        self.expired = 0  # packets that had no hops left
 
     def on_batch(self, datagrams: Sequence[_cext.Datagrams], frames: Sequence[bytes], now: float) -> None:
         """Everything of a batch but its TCP segments."""
@@ -79,9 +79,9 @@ class LinkPlane:
         packet = frame[wire.ETHERNET :]
         served = self._is_served(wire.ethertype(frame), packet)
         if served and wire.hops(packet) == 0:
-            # A router forwards it no further.  It says so, but not about a packet that was sent to many hosts.
+            # A router does not forward it further, and says so unless the packet was sent to many hosts
             self.expired += 1
-            self._log.flow("dropped", f"{describe.packet(packet)}: no hop left", now)
+            self._log.flow("dropped", f"{describe.packet(packet)}: no hops left", now)
             if not wire.is_to_group(frame):
                 self._tap.time_exceeded(frame, now)
             return

@@ -1,4 +1,4 @@
-"""Reads the tap: one batch at a time, to the plane of TCP and to the plane of everything else.
+"""Reads the tap, one batch at a time, and passes it to the plane of TCP and to the plane of everything else.
 
 Owns nothing.  Imports `loop`, `observe`, `_cext` and the files of this room.
 """
@@ -92,13 +92,13 @@ class TapReader:
             self._describe_dropped(now)
         if self._capturing and not self._tap.raw.capturing:
             self._capturing = False
-            self._complain("the capture ends: it cannot be written any more")
+            self._complain("the capture ends: its file can no longer be written")
         if datagrams or frames:
             self._link.on_batch(datagrams, frames, now)
         self._streams.on_batch(runs, now)
 
     def read_last(self) -> None:
-        """Read what the guest has sent before it ended, as far as that goes at once."""
+        """Read what the guest sent before it ended, as far as that can be read at once."""
         try:
             for _ in range(LAST_BATCHES):
                 runs, datagrams, frames = self._tap.drain()

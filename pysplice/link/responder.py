@@ -1,7 +1,7 @@
 """The link's services as one: ARP, neighbour discovery, DHCP and DHCPv6.
 
-Owns nothing that changes; imports `wire` and the protocols of this room.  A frame that no service answers has no
-reply; IGMP and MLD reports are among these, because every group is joined here.
+Owns nothing that changes; imports `wire` and the protocols of this room.  A frame that no service answers gets no
+reply; IGMP and MLD reports are among these, because every group counts as joined here.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""The tap: it is drained into runs of segments, and filled with frames.
+"""The tap: drained into runs of segments, and filled with frames.
 
 Owns the tap's descriptor; no other room reads or writes it.  Imports `_cext`, `wire`, the constants of `tcp.doors`
 and the ICMP errors of this room.
@@ -43,7 +43,7 @@ class TapDevice:
         self._errors = icmp.RateLimit()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        # The methods of _cext.Tap that other rooms call, without a call of ours in between
+        # The methods of _cext.Tap that other rooms call directly, without a Python call in between
         self.drain = self.raw.drain
         self.send_run = self.raw.send
         self.store_run = self.raw.store
@@ -85,7 +85,7 @@ class TapDevice:
         self.emit_error(icmp.unreachable(frame, error, self.mac, self._speaker(frame)), now)
 
     def time_exceeded(self, frame: bytes, now: float) -> None:
-        """Tell the guest by ICMP that its packet has no hop left."""
+        """Tell the guest by ICMP that its packet has no hops left."""
         self.emit_error(icmp.time_exceeded(frame, self.mac, self._speaker(frame)), now)
 
     def _speaker(self, frame: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Windows on the proxy, not doors: these rooms look and never change anything.
+"""Windows on the proxy, not doors: these files look and never change anything.
 
 log.py       lines for a person
 describe.py  flows, packets and ends in words

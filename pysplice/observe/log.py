@@ -1,4 +1,4 @@
-"""Messages for a person: one line each, on stderr, in a file, or for the system's logger.
+"""Messages for the user: one line each, on stderr, in a file, or for the system's logger.
 
 Owns the level, the memory of recent messages, and the file.  Imports no other room.
 """
@@ -15,7 +15,7 @@ from typing import TextIO
 
 REPEAT_AFTER = 1.0  # seconds between two messages of the same cause
 
-# A log that is full loses so much at its beginning
+# A full log loses this much at its beginning
 CUT = 0.3
 
 DATE = "%Y-%m-%d %H:%M:%S"
@@ -65,7 +65,7 @@ class LogFile:
         drop = max(int(self._most * CUT), self._size + wanted - self._most)
         end = body.find(b"\n", drop)
         body = body[end + 1 :] if end >= 0 else b""
-        # First what stays, then the end: a program that reads meanwhile finds no empty file
+        # First write what stays, then truncate: a program that reads meanwhile never finds an empty file
         self._size = os.pwrite(self._fd, self._header + body, 0)
         os.ftruncate(self._fd, self._size)
         os.lseek(self._fd, 0, os.SEEK_END)
@@ -104,7 +104,7 @@ class Log:
         self._warned: set[str] = set()
 
     def _print(self, level: str, text: str, prefix: str = "", aloud: bool = False) -> None:
-        """Print one line where it belongs; with `aloud` on stderr even while that is a command's."""
+        """Print one line where it belongs; with `aloud` on stderr even while a command owns it."""
         if self.file is not None:
             self.file.write(level, text)
             return
@@ -128,7 +128,7 @@ class Log:
             poll.register(self._stream.fileno(), select.POLLOUT)
             return bool(poll.poll(0))
         except (OSError, ValueError, AttributeError):
-            return True  # it is no descriptor
+            return True  # it is not a descriptor
 
     def serve(self) -> None:
         """From now on drop a line rather than wait for its reader."""
@@ -178,7 +178,7 @@ class Log:
             self.warning(f"internal error: {text}")
 
     def hold(self, number: int) -> None:
-        """Connect to the system's logger now: later there may be no way to it.
+        """Connect to the system's logger now: later there may be no way to reach it.
 
         `number` is the process ID as other processes see it: in a PID namespace of its own this process is 1.
         """

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TextIO
 
 from ..loop import Loop
 
-# Lines are gathered up to so many bytes, or so many seconds: one write for each would cost too much
+# Lines are gathered up to this many bytes or this many seconds: one write per line would cost too much
 BUFFER_BYTES = 256 * 1024
 FLUSH_AFTER = 0.5
 

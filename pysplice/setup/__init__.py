@@ -2,7 +2,7 @@
 
 join.py        the namespace that is served, and the processes that prepare it
 command.py     the init of new namespaces, and the command in them
-watch.py       how the end of a namespace is noticed
+watch.py       notices when a namespace ends
 children.py    processes of ours, and what they report
 device.py      the tap
 addresses.py   addresses and routes, from the host's interface to the tap

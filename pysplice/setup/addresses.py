@@ -27,9 +27,9 @@ LOCAL4 = ipaddress.IPv4Interface("169.254.2.1/16")
 LOCAL4_GATEWAY = ipaddress.IPv4Address("169.254.2.2")
 LOCAL6_GATEWAY = ipaddress.IPv6Address("fe80::1")
 
-# How many frames the tap holds until they are read.  The kernel's default of 1000 is used up by a millisecond of small
-# segments; a frame costs 8 bytes, in the ring and in each band of its pfifo_fast.  The small queue (tcp/small_queue.py)
-# says how much of them a connection may use.
+# How many frames the tap holds until they are read.  A millisecond of small segments uses up the kernel's default of
+# 1000; a frame costs 8 bytes, in the ring and in each band of its pfifo_fast.  The small queue (tcp/small_queue.py)
+# decides how many of them a connection may use.
 RING_FRAMES = 16384
 RING_FRAMES_DEFAULT = 1000
 
@@ -243,7 +243,7 @@ def _add_addresses(netlink: Netlink, index: int, ifname: str, family: Family) ->
 
 
 def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> None:
-    """Add all routes, in as many rounds as their dependencies take; at last those with a gateway off the link."""
+    """Add all routes, in as many rounds as their dependencies take; last come those whose gateway is off the link."""
     waiting = list(family.routes)
     error: NetlinkError | None = None
     onlink = False

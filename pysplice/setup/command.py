@@ -78,7 +78,7 @@ def spawn(config: Config, target: Command) -> Init:
 
 
 def _why(error: int) -> str:
-    """What a failure to make namespaces may come from."""
+    """What may have caused a failure to make namespaces."""
     if error == errno.ENOSPC:
         return f"; no user namespace may be made, see user.max_user_namespaces ({USERNS_MAX_PATH})"
     if error == errno.EPERM:
@@ -95,10 +95,10 @@ def _main(control: socket.socket, config: Config, target: Command, uid: int, gid
     # While the command is held, it must not outlive the process that serves
     libc.prctl("follow the parent", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if target.user_namespace:
-        # A process that has changed its user is hidden, and then the files of its maps belong to root
+        # A process that has changed its user is hidden, and then its map files belong to root
         privileges.hide(False)
         map_ids(f"0 {uid} 1", f"0 {gid} 1")
-        # What the maps say this process is, for all programs that ask
+        # Become what the maps say this process is, for all programs that ask
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     with contextlib.suppress(ConfigError):
@@ -143,7 +143,8 @@ def map_ids(uid_map: str, gid_map: str) -> None:
 def _replace_resolv_conf(text: bytes) -> None:
     """Mount a file with this text over /etc/resolv.conf, in this mount namespace; raises ConfigError or OSError."""
     target = os.path.realpath(RESOLV_CONF, strict=True)
-    # The file lies in a file system that is mounted for a moment; it stays, because it is mounted elsewhere by then
+    # The file is in a file system that is mounted only for a moment; it survives, because by then it is mounted
+    # elsewhere
     place = "/tmp"
     flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
     libc.mount("mount a file system", "none", place, "tmpfs", flags, "size=128k,mode=755")
@@ -172,7 +173,7 @@ def _run(target: Command, name: str, as_pasta: bool) -> int:
     """Run the command to its end; its exit status.
 
     The command is a child of the init rather than the init itself: the kernel shields the first process of a PID
-    namespace from signals with default action, and programs do not expect that.
+    namespace from signals whose action is the default, and programs do not expect that.
     """
     program, argv = target.argv[0] if target.argv else "", list(target.argv)
     if not target.argv:

@@ -35,7 +35,7 @@ IFREQ = "16sH22x"
 
 
 class _Tap(TunTapDevice):  # type: ignore[misc]
-    """A tap without a finalizer: the original closes again what a failed TUNSETIFF has already closed."""
+    """A tap without a finalizer: the original closes a second time what a failed TUNSETIFF has already closed."""
 
     def __del__(self) -> None:
         pass
@@ -80,18 +80,18 @@ def _reason(name: str, e: OSError) -> str:
     if e.errno == errno.EBUSY:
         return f"the tap {name} is in use by another process"
     if e.errno == errno.EINVAL:
-        return f"cannot open the tap {name}: there is another kind of interface of that name"
+        return f"cannot open the tap {name}: another kind of interface has that name"
     if e.errno in (errno.EACCES, errno.EPERM):
         return f"cannot open the tap {name}: no permission ({DEVICE} should have mode 0666)"
     return f"cannot open the tap {name}: {e.strerror}"
 
 
 def tap_from_fd(fd: int, offload: bool) -> Device:
-    """A tap that the caller has opened; raises ConfigError if the descriptor is no tap."""
+    """A tap that the caller has opened; raises ConfigError if the descriptor is not a tap."""
     try:
         data = fcntl.ioctl(fd, TUNGETIFF, bytes(struct.calcsize(IFREQ)))
     except OSError as e:
-        raise ConfigError(f"descriptor {fd} is no tap: {e.strerror}") from None
+        raise ConfigError(f"descriptor {fd} is not a tap: {e.strerror}") from None
     name, flags = struct.unpack(IFREQ, data)
     if not flags & IFF_TAP or not _without_packet_information(fd):
         raise ConfigError(f"descriptor {fd} must be a tap with IFF_NO_PI")

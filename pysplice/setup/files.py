@@ -12,12 +12,12 @@ from typing import TextIO
 from ..config import ConfigError
 
 FD_MAX = 2**31 - 1
-FILES_NEEDED = 40  # descriptors, below which nothing works
+FILES_NEEDED = 40  # descriptors: with fewer, nothing works
 LINKS_MAX = 8
 
 
 def close_leaked(keep: int) -> None:
-    """Close what the caller has left open above stderr, but for `keep`, and open what it has closed below."""
+    """Close what the caller has left open above stderr, except `keep`, and open any of 0 to 2 that it has closed."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -43,7 +43,7 @@ def check_limit() -> None:
 
 
 def raise_limit() -> int:
-    """Allow as many descriptors as the hard limit does; how many that is."""
+    """Raise the limit of descriptors to the hard limit; returns that limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -52,9 +52,9 @@ def raise_limit() -> int:
 def _open(path: str, flags: int) -> int:
     """Open a file for writing, empty and for its owner alone; raises ConfigError.
 
-    A link is followed if it belongs to this user or to root.  In a directory that other users write to, another user's
-    link may lead to a file that this user may write and that one may not (fs.protected_symlinks says the same, where it
-    is on).  The descriptor never blocks: not now for the reader of a FIFO, and not later.
+    A link is followed if it belongs to this user or to root.  In a directory that other users can write to, another
+    user's link may lead to a file that this user may write and the other may not (fs.protected_symlinks says the same,
+    where it is on).  The descriptor never blocks: not now for the reader of a FIFO, and not later.
     """
     flags |= os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
     at = path

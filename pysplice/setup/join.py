@@ -2,11 +2,11 @@
 
 Owns the processes that it starts.  Imports `config`, `sockets` and the files of this room.
 
-The process that serves never leaves the host's namespaces.  Children do what has to be done in the guest's:
+The process that serves never leaves the host's namespaces.  Its children do what has to be done in the guest's:
 
 - the init holds the command, where there is one (command.py);
-- the helper looks at the host's addresses, joins the namespace, makes the tap and configures it, reports what it has
-  found with the tap's descriptor, or one line about what went wrong, and exits.  It alone imports the netlink library,
+- the helper looks at the host's addresses, joins the namespace, makes the tap and configures it, reports its findings
+  and the tap's descriptor, or one line about what went wrong, and exits.  It alone imports the netlink library,
   while the process that serves imports everything else;
 - the agent stays in the namespace and makes sockets there (sockets/guest.py).
 """
@@ -124,7 +124,7 @@ def _open_namespace(path: str) -> int:
 def _enter(net_fd: int, user_fd: int, target: Process | NamespaceFile | None = None) -> None:
     """Join a network and a user namespace; `target` has their names for messages.  Raises ConfigError."""
     netns, userns = (target.netns, target.userns) if target is not None else ("", "")
-    # With the privileges of a namespace above, root of the guest has no power over this process
+    # While this process has the privileges of a parent namespace, the guest's root has no power over it
     if user_fd >= 0 and not privileges.may_mount():
         libc.setns(f"join the user namespace {userns}".rstrip(), user_fd, libc.CLONE_NEWUSER)
         privileges.hide()  # with other credentials it may be visible again

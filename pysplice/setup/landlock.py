@@ -1,4 +1,4 @@
-"""No file, no abstract socket and no process outside can be reached any more (landlock(7)).
+"""Puts all files, abstract sockets and outside processes out of reach (landlock(7)).
 
 Owns nothing.  Imports `config` and libc.py.  The calls have no function in the C library; since Linux 5.1 a
 system call has the same number on every machine.

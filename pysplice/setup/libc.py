@@ -88,7 +88,7 @@ def setns(what: str, fd: int, kind: int, hint: str = "") -> None:
     """setns(2).  `hint`: what helps where it is not permitted."""
     if _libc.setns(fd, kind) < 0:
         number = ctypes.get_errno()
-        reason = "it is none" if number == errno.EINVAL else os.strerror(number)
+        reason = "not a namespace of that kind" if number == errno.EINVAL else os.strerror(number)
         raise ConfigError(f"cannot {what}: {reason}{hint if number == errno.EPERM else ''}")
 
 
@@ -130,7 +130,7 @@ def tzset() -> None:
 
 
 def inotify(directory: str, mask: int) -> int:
-    """A descriptor that reports what happens in a directory (inotify(7)); -1 if there is none to be had."""
+    """A descriptor that reports what happens in a directory (inotify(7)); -1 if none is available."""
     fd = int(_libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK))
     if fd >= 0 and _libc.inotify_add_watch(fd, directory.encode(), mask) < 0:
         os.close(fd)

@@ -16,7 +16,7 @@ SEARCH_MAX = 32
 
 
 class Names(NamedTuple):
-    """What the guest is told, and where its questions go.
+    """What the guest is told about name servers, and where its queries go.
 
     `servers` and `search` are for the guest.  `forward`: addresses as the guest uses them (packed) to name servers as
     the host does.  `found`: False if the host was asked and has no name server.

@@ -1,8 +1,8 @@
 """rtnetlink: requests and dumps, in the network namespace of the calling process.
 
-Owns its socket; imports no other room.  The messages are pyroute2's.  That package, imported as a whole,
-imports an event loop and all of itself, which takes four times as long as this program needs.  So the package
-is put in place without running its __init__, and only three messages are imported.
+Owns its socket; imports no other room.  The messages are pyroute2's.  Importing that package
+imports an event loop and all of its modules, which takes four times as long as this program needs.  So the
+package is registered without running its __init__, and only three messages are imported.
 """
 
 import errno

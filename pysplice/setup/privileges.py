@@ -13,7 +13,7 @@ from .libc import CAP_LAST, CAP_NET_BIND_SERVICE, CAP_SETPCAP, CAP_SETUID, CAP_S
 
 
 def drop_privileges() -> None:
-    """Give up all capabilities, and every way to new ones, but for that of ports below 1024.
+    """Give up all capabilities, and every way to get new ones, except the capability for ports below 1024.
 
     Such a port may have to be bound later.  Raises ConfigError.
     """

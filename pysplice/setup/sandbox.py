@@ -2,10 +2,10 @@
 
 Owns nothing.  Imports `config` and the files of this room.
 
-The process that serves reads what a guest sends, and a guest may be hostile.  A guest that gets hold of the process can
+The process that serves reads what a guest sends, and a guest may be hostile.  A guest that takes over the process can
 do little from there: the root is empty and cannot be written (mount_namespaces(7)), no file, no other process and no
 abstract socket can be reached (landlock(7), where the kernel has it), and only the system calls of the process's role
-can be made (seccomp(2)).  Everything that has a path must be open before.
+can be made (seccomp(2)).  Everything that has a path must be opened first.
 """
 
 # system calls (all): read write close mmap munmap mremap mprotect brk madvise futex exit exit_group getpid gettid
@@ -18,7 +18,7 @@ from ..config import ConfigError
 from . import landlock, libc, privileges, seccomp
 from .command import map_ids
 
-# Where the empty root is mounted before it becomes the root; the first that there is
+# Where the empty root is mounted before it becomes the root; the first that exists
 PLACES = ("/tmp", "/proc", "/dev", "/var")
 
 # Roles, as the lines "system calls (ROLE)" have them
@@ -26,7 +26,7 @@ SERVE, AGENT, KEEPER = "serve", "agent", "keeper"
 
 
 def enter(role: str = SERVE, empty: bool = True, chroot_fallback: bool = False) -> list[str]:
-    """Enter the sandbox for good; what could not be done, one line each.
+    """Enter the sandbox for good; returns what could not be done, one line each.
 
     `empty`: the root becomes an empty one; `chroot_fallback`: also where it cannot be pivoted.  Raises ConfigError if
     privileges cannot be given up.
@@ -37,7 +37,7 @@ def enter(role: str = SERVE, empty: bool = True, chroot_fallback: bool = False) 
         try:
             _empty_root(chroot_fallback)
         except ConfigError as e:
-            complaints.append(f"no root of our own: {e}")
+            complaints.append(f"no separate root directory: {e}")
     privileges.drop_privileges()
     privileges.hide()
     if empty:
@@ -60,7 +60,7 @@ def leave_pid_namespace() -> str:
     try:
         _make_namespaces(libc.CLONE_NEWPID)
     except ConfigError as e:
-        return f"no PID namespace of our own: {e}"
+        return f"no separate PID namespace: {e}"
     return ""
 
 

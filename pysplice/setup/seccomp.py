@@ -3,8 +3,8 @@
 Owns nothing.  Imports `config`, libc.py and syscalls.py: the calls and their numbers, which
 contrib/list-syscalls collects from the lines "system calls (ROLE): ..." in the code that makes them.
 
-The program is written here rather than by libseccomp.  It is one list and a few arguments; and where that library is
-missing, this would be needed all the same.
+The program is generated here rather than by libseccomp.  It is one list and a few arguments; and where that library is
+missing, this code would be needed all the same.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ SECCOMP_RET_KILL_PROCESS = 0x80000000
 SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_ERRNO = 0x00050000
 
-# struct sock_filter, and where struct seccomp_data has what
+# struct sock_filter, and the offsets of the fields of struct seccomp_data
 INSTRUCTION = struct.Struct("=HBBI")
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 NUMBER, ARCHITECTURE = 0, 4
-ARGUMENTS = (16, 24, 32)  # their lower halves: none of those that count is longer
+ARGUMENTS = (16, 24, 32)  # their lower halves: none of those that matter is longer
 X32_BIT = 0x40000000
 
 AUDIT_ARCH = {
@@ -172,7 +172,7 @@ def confine(role: str) -> None:
 def without_rings() -> None:
     """Hide io_uring from now on, so that the loop does without; needs no_new_privs.  Raises ConfigError.
 
-    libuv makes a ring with each loop.  What goes by a ring goes past a filter of system calls.
+    libuv makes a ring with each loop.  What goes through a ring bypasses a filter of system calls.
     """
     machine = os.uname().machine
     if machine not in AUDIT_ARCH:

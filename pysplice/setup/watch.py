@@ -1,4 +1,4 @@
-"""How the end of a namespace is noticed.
+"""Notices when a namespace ends.
 
 Owns a descriptor.  Imports `config` and libc.py.
 """
@@ -25,7 +25,7 @@ class Watch(Protocol):
 
 
 class NoWatch:
-    """Nothing tells when the namespace goes away, or nothing is to."""
+    """Nothing reports when the namespace goes away, or nothing should."""
 
     fd = -1
     polled = False

@@ -3,9 +3,9 @@
 Owns the connection to that process, and the sockets that were made in advance.  Imports request.py.  `serve` is what
 the process runs; `GuestMaker` is our end.
 
-A socket belongs to the network namespace that it was made in, whichever process uses it.  To enter the guest's
-namespace takes capabilities that this process does not have, or gives up; so a small process stays there, the agent,
-which does nothing else.  Requests and answers are packets of JSON on a socket pair; descriptors travel with them
+A socket belongs to the network namespace that it was made in, whichever process uses it.  Entering the guest's
+namespace takes capabilities that this process does not have, or gives up.  So a small process, the agent, stays there
+and does nothing else.  Requests and answers are packets of JSON on a socket pair; descriptors travel with them
 (SCM_RIGHTS).
 """
 
@@ -55,7 +55,7 @@ def serve(control: socket.socket) -> None:
         try:
             message = control.recv(MESSAGE_MAX)
         except ConnectionError:
-            return  # it was closed with answers unread
+            return  # the other end was closed with answers unread
         if not message:
             return
         tag, request = _decode(message)
@@ -107,7 +107,7 @@ class GuestMaker:
         self._send()
 
     def _send(self) -> None:
-        """Send requests, as long as the agent has not too many to answer."""
+        """Send requests, as long as the agent does not have too many left to answer."""
         while self._unsent and len(self._asked) - len(self._unsent) < IN_FLIGHT_MAX:
             try:
                 self._control.send(self._unsent[0], socket.MSG_DONTWAIT)

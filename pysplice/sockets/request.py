@@ -21,12 +21,12 @@ IPV6_FREEBIND = 78
 
 
 class SocketRequest(NamedTuple):
-    """What a socket is to be; it is non-blocking.
+    """What kind of socket to make; all are non-blocking.
 
     `family`, `kind` and `protocol` are arguments of socket(2).  `bind` is an address for bind(2), in Python's form;
-    with `any_port` another port will do if that one cannot be had.  With a `backlog` the socket listens.  `device` is
-    an interface to bind to.  `v6only` is left at the kernel's default if it is None; `freebind` allows addresses that
-    the host does not have.  With `packet_info` each datagram comes with the address that it was sent to.  With
+    with `any_port` another port will do if that one is not available.  With a `backlog` the socket listens.  `device`
+    is an interface to bind to.  `v6only` is left at the kernel's default if it is None; `freebind` allows addresses
+    that the host does not have.  With `packet_info` each datagram comes with the address that it was sent to.  With
     `either`, a kernel without IPv6 gives a socket of IPv4 at any address.  `number` sockets are made at once.
     """
 
@@ -118,7 +118,7 @@ class Maker(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many calls of stream() have no socket yet."""
+        """How many calls of stream() have not got a socket yet."""
 
     def make(self, request: SocketRequest) -> socket.socket:
         """One socket, now; raises OSError."""
@@ -130,7 +130,7 @@ class Maker(Protocol):
         """Have `taken` called with a TCP socket and 0, or with None and an errno; usually at once."""
 
     def close(self) -> None:
-        """Make no more."""
+        """Stop making sockets."""
 
 
 class HostMaker:

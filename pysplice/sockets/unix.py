@@ -29,8 +29,8 @@ UCRED = struct.Struct("3i")  # process, user, group
 MESSAGE_MAX = 4096
 TIMEOUT = 2.0  # seconds
 PAUSE = 1.0
-# The first byte of a message between the two processes.  Behind LISTEN and UNLINK stands a path; in an answer without
-# a socket, an errno.
+# The first byte of a message between the two processes.  A path follows LISTEN and UNLINK; in an answer without
+# a socket, an errno follows.
 LISTEN, UNLINK, CLIENT = b"l", b"u", b"c"
 
 
@@ -39,7 +39,7 @@ class UnixListener(NamedTuple):
 
     sock: socket.socket
     path: str
-    identity: tuple[int, int, int]  # device, inode, and time of the last change: inodes are used again
+    identity: tuple[int, int, int]  # device, inode, and time of the last change: inode numbers are reused
 
     def unlink(self) -> None:
         """Remove the file, if it is still the same one."""
@@ -56,7 +56,7 @@ def listen(path: str) -> UnixListener:
     # In the background the working directory is another one
     path = os.path.abspath(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    # To connect takes permission to write
+    # Connecting requires write permission
     mask = os.umask(0o177)
     try:
         try:
@@ -65,7 +65,7 @@ def listen(path: str) -> UnixListener:
             if e.errno != errno.EADDRINUSE:
                 raise
             if not _is_socket(path):
-                raise FileExistsError(errno.EEXIST, "there is a file that is no socket") from None
+                raise FileExistsError(errno.EEXIST, "a file that is not a socket is there") from None
             if not _is_abandoned(path):
                 raise
             os.unlink(path)
@@ -170,7 +170,7 @@ class Keeper:
                     continue
                 if not fds:
                     number = int(message[1:] or errno.EIO)
-                    reason = "there is a file that is no socket" if number == errno.EEXIST else None
+                    reason = "a file that is not a socket is there" if number == errno.EEXIST else None
                     raise OSError(number, reason or os.strerror(number))
                 return socket.socket(fileno=fds[0])
         finally:

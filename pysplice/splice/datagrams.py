@@ -28,7 +28,7 @@ from ..wire import family, pack, unpack
 
 PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
 KEY_BYTES_MIN = 64
-REQUESTS_MAX = 256  # to the agent: a flood of new clients asks for no more
+REQUESTS_MAX = 256  # requests to the agent: a flood of new clients asks for no more
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 SOCKETS_PER_TURN = 64
 
@@ -123,7 +123,7 @@ class SplicedDatagrams:
                     flow.held += len(data)
 
     def _open(self, key: bytes, call: Call, now: float) -> SplicedFlow | None:
-        """Open the flow of a client that has not been seen yet; None if it may not be."""
+        """Open the flow of a client that has not been seen yet; None if that is not allowed."""
         old = self._flows.get(key)
         if old is not None:
             self._flows.remove(old)
@@ -171,7 +171,7 @@ class SplicedDatagrams:
         self._epoll.register(far.fd, select.EPOLLIN)
         for data in flow.pending:
             for _ in range(2):
-                # The first try may report what an earlier datagram has met
+                # The first try may report an error that an earlier datagram caused
                 if not self._packets.send_bytes(data, far.fd, flow.server, b""):
                     break
         flow.pending.clear()

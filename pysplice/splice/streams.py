@@ -3,11 +3,11 @@
 Owns the sockets and pipes of its connections.  Imports `loop` and one function of `stream`.
 
 splice(2) moves bytes from a socket into a pipe, and from there into the other socket: the kernel moves pages, and none
-of them comes to this process.  A pipe is borrowed while it holds something.  Each direction ends by itself
+of the data enters this process.  A pipe is borrowed while it holds something.  Each direction ends by itself
 (shutdown(2)); an error of one socket resets the other.
 
 Readiness is reported by edges, so a direction is pumped until the source is empty or the target is full.  A
-connection that never gets there gives way to the others after some rounds, and goes on in the next turn.
+connection that never gets there gives way to the others after a few rounds, and goes on in the next turn.
 """
 
 # system calls (serve): splice pipe2 fcntl write recvfrom getpeername
@@ -37,7 +37,7 @@ class Direction:
     """From one socket to the other.
 
     `held` is how many bytes are in the pipe, `moved` how many have passed.  `ended`: the source has no more.  `shut`:
-    so the target was told.  `urgent`: the source has urgent data, in front of which splice(2) stops.
+    the target was told so.  `urgent`: the source has urgent data, in front of which splice(2) stops.
     """
 
     __slots__ = ("ended", "failed", "held", "moved", "pipe", "shut", "source", "target", "urgent")
@@ -98,7 +98,7 @@ class SplicedStreams:
         return from_guest, to_guest
 
     def undelivered(self) -> list[tuple[int, int]]:
-        """Of each connection whose guest has not ended: its identity, and how many bytes have gone that way."""
+        """For each connection whose guest has not ended: its identity, and how many of its bytes have passed."""
         waiting = ((splice, splice.directions[not splice.from_guest]) for splice in self.all())
         return [(id(splice), direction.moved) for splice, direction in waiting if not direction.shut]
 
@@ -191,11 +191,10 @@ class SplicedStreams:
         elif unfinished:
             self._unfinished[splice] = None
 
-    def _read(self, direction: Direction) -> int:
+    def _read(self, direction: Direction, pipe: tuple[int, int]) -> int:
         """Fill the pipe; how many bytes, 0 at the end.  Raises BlockingIOError if there are none yet."""
-        assert direction.pipe is not None
         try:
-            n = os.splice(direction.source.fileno(), direction.pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
+            n = os.splice(direction.source.fileno(), pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
         except BlockingIOError:
             if not direction.urgent:
                 raise
@@ -205,20 +204,19 @@ class SplicedStreams:
         # The end, or an urgent byte.  In front of an urgent byte splice(2) reports nothing to read, or the end if a FIN
         # came behind it (tcp_splice_read()).  The byte goes on in the stream, as with SO_OOBINLINE everywhere.
         direction.urgent = False
-        return os.write(direction.pipe[1], direction.source.recv(1))
+        return os.write(pipe[1], direction.source.recv(1))
 
     def _move(self, direction: Direction, splice: Splice) -> bool:
         """Move what there is; True if there may be more at once.  Raises OSError if a socket is broken."""
         if direction.shut:
             return False
+        pipe = direction.pipe = direction.pipe or self._borrow()
         for _ in range(ROUNDS):
             if not direction.held:
                 if direction.ended:
                     break
-                if direction.pipe is None:
-                    direction.pipe = self._borrow()
                 try:
-                    n = self._read(direction)
+                    n = self._read(direction, pipe)
                 except BlockingIOError:
                     self._give_back(direction)
                     return False
@@ -226,11 +224,8 @@ class SplicedStreams:
                 direction.ended = n == 0
                 if not n:
                     break
-            assert direction.pipe is not None
             try:
-                n = os.splice(
-                    direction.pipe[0], direction.target.fileno(), direction.held, flags=SPLICE_FLAGS
-                )
+                n = os.splice(pipe[0], direction.target.fileno(), direction.held, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 return False
             direction.held -= n
@@ -248,7 +243,7 @@ class SplicedStreams:
         if self._pipes:
             return self._pipes.pop()
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Beyond fs.pipe-user-pages-soft an ordinary user gets smaller pipes
+        # Above fs.pipe-user-pages-soft an ordinary user gets smaller pipes
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         return pipe

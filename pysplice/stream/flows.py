@@ -37,7 +37,7 @@ class Flows:
     """All flows by key.
 
     `outbound_max`, `inbound_max` and `half_open_max` bound the flows of the guest's, those of clients, and those of
-    each kind that are not established yet.  `failed(flow, error)` is told of a timer that has raised.
+    each kind that are not established yet.  `failed(flow, error)` is told about a timer that has raised.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Flows:
         return len(self._table) - self.inbound
 
     def has_room(self, inbound: bool = False) -> bool:
-        """True if there may be one flow more of this direction; a flow that may not be is counted as refused."""
+        """True if there may be one more flow in this direction; otherwise the flow is counted as refused."""
         held, most = (self.inbound, self.inbound_max) if inbound else (self.outbound, self.outbound_max)
         if held < most:
             return True
@@ -86,7 +86,7 @@ class Flows:
         return False
 
     def longest_waiting(self, inbound: bool) -> Flow | None:
-        """The flow that has waited longest to be established, if so many wait that it has to give way."""
+        """The flow that has waited longest to be established, if so many are waiting that it has to give way."""
         waiting = self._waiting if inbound else self._opening
         if len(waiting) < min(self._half_open_max, self.inbound_max if inbound else self.outbound_max):
             return None
@@ -123,7 +123,7 @@ class Flows:
             flow.timer.cancel()
             flow.timer.call = _nothing  # or the two would refer to each other for ever
             return
-        # A deadline that has moved back is found out when the timer is due: that is cheaper than to move the timer
+        # A deadline that has moved back is noticed when the timer is due: that is cheaper than moving the timer
         # for each segment
         at = connection.deadline()
         if at < flow.timer.when:

@@ -1,4 +1,4 @@
-"""The host sockets of TCP flows: they are opened, watched, and their bytes are moved.
+"""The host sockets of TCP flows: opens and watches them, and moves their bytes.
 
 Owns every host socket of a flow, and the epoll instance that watches them.  Imports `_cext`, `budget`, `loop`,
 `sockets`, linger.py and the constants of `tcp.doors`; decides nothing about a connection.
@@ -122,12 +122,12 @@ class HostSocket:
         self._release()
         kept, self._kept = self._kept, None
         if kept is not None or unsent(self._sock) > 1:
-            # More than a FIN is queued, and close() could drop it (linger.py)
+            # More than a FIN is queued, and close() might drop it (linger.py)
             self._hosts.lingering.add(Lingering(self._sock, kept, with_reset))
         elif with_reset:
             reset(self._sock)
         else:
-            # A closed descriptor leaves the epoll instance by itself
+            # The kernel removes a closed descriptor from the epoll instance
             self._sock.close()
 
     def abort(self) -> None:
@@ -220,7 +220,7 @@ class HostSockets:
         return HostSocket(self, sock)
 
     def own(self, host: HostSocket, owner: Any) -> None:
-        """Say whose socket this is: `owners` has it from now on."""
+        """Register the owner of this socket: `owners` has it from now on."""
         self.owners[host.fd] = owner
 
     def forget(self, host: HostSocket) -> None:

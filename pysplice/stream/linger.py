@@ -2,10 +2,10 @@
 
 Owns these sockets and the bytes that are kept for them.  Imports `loop`.
 
-To close such a socket is not enough.  A kernel resets a connection that is closed with unread input or gets more
+Closing such a socket is not enough.  A kernel resets a connection that is closed with unread input or gets more
 input later (tcp_close(), tcp_rcv_state_process()), and then drops what is queued; and it gives up a closed socket
 whose peer does not open its window for some minutes (tcp_probe_timer()).  So the descriptor stays open until nothing
-is queued, and input is discarded.  No event tells when a queue has become empty, so we look at it in growing
+is queued, and input is discarded.  No event reports when a queue has become empty, so we look at it at growing
 intervals.
 """
 
@@ -38,7 +38,7 @@ class Kept(Protocol):
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Have the peer see a reset when the socket is closed."""
+    """Arrange for the peer to see a reset when the socket is closed."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
 
@@ -99,7 +99,7 @@ class Lingerers:
         return sum(len(lingering.kept) for lingering in self._by_fd.values() if lingering.kept is not None)
 
     def add(self, lingering: Lingering) -> None:
-        """Take a socket over."""
+        """Take over a socket."""
         if len(self._by_fd) >= self.most:
             handed = (fd for fd, other in self._by_fd.items() if other.kept is None)
             self._close(next(handed, next(iter(self._by_fd))))
@@ -169,7 +169,7 @@ class Lingerers:
     def _close(self, fd: int) -> None:
         lingering = self._by_fd.pop(fd)
         if lingering.with_reset or lingering.kept is not None:
-            # The peer must not take what it has got for all of the data
+            # The peer must not mistake what it has got for all of the data
             reset(lingering.sock)
         else:
             lingering.sock.close()

@@ -32,7 +32,7 @@ from .linger import reset
 PORT_TRIES = 16
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# The largest MSS that we offer where the guest may leave segmentation to us.  Frames are 64 KiB then whatever the MSS
+# The largest MSS that we offer where the guest may leave segmentation to us.  Frames are 64 KiB then, whatever the MSS
 # is; but a window moves by whole segments, and a young send buffer of 45 KiB does not hold a segment of 64 KiB.
 MSS_MAX_VNET = 16 * 1024
 
@@ -76,7 +76,7 @@ class Opener:
         self._mss_max = MSS_MAX_VNET if tap.vnet else common.mtu
 
     def from_tap(self, run: Run, now: float) -> Flow | None:
-        """Open the flow of a segment that belongs to none; None if the segment does not open one."""
+        """Open a flow for a segment that belongs to no flow; None if the segment does not open one."""
         key: bytes = run.key  # type: ignore[attr-defined]
         if not (self._common.ipv4 if len(key) == KEY4_LEN else self._common.ipv6):
             return None
@@ -118,7 +118,7 @@ class Opener:
     ) -> Flow | None:
         """Open the flow of a client that was accepted on the host, for `port` of the guest's address `guest`.
 
-        Where that cannot be, the client is reset.  Addresses are packed.
+        If that is not possible, the client is reset.  Addresses are packed.
         """
         key = self._inbound_key(guest, port, client, client_port)
         oldest = self._flows.longest_waiting(inbound=True)
@@ -126,7 +126,7 @@ class Opener:
             oldest.connection.reset(errno.ETIMEDOUT)
             self._flows.settle(oldest)
         if key is None or not self._flows.has_room(inbound=True):
-            self._log.flow("inbound", f"no way for {unpack(client)} to the guest", now)
+            self._log.flow("inbound", f"no way to the guest for {unpack(client)}", now)
             reset(sock)
             return None
         try:

@@ -46,7 +46,7 @@ class Streams(Protocol):
 
 
 class NoStreams:
-    """Without a tap there are no TCP flows but spliced ones; any other client is reset."""
+    """Without a tap the only TCP flows are spliced ones; any other client is reset."""
 
     opened = refused = 0
 
@@ -140,7 +140,7 @@ class StreamPlane:
                 settle(flow)
                 if self._log.debug_on and flow.connection.facts & CLOSED:
                     self._describe_end(flow)
-        # An answer that is there by now carries the acknowledgement
+        # If an answer is there by now, it carries the acknowledgement
         self.on_ready(now)
         for flow in heard:
             try:
@@ -199,7 +199,7 @@ class StreamPlane:
     # Ends
 
     def failed(self, flow: Flow | None, error: Exception) -> None:
-        """A defect of ours has met one flow: the flow is reset, and the others go on."""
+        """A defect of ours has hit one flow: the flow is reset, and the others go on."""
         name = describe.flow_name(flow.key) if flow is not None else "no flow"
         self._log.defect(f"{name}: {type(error).__name__}: {error}", self._loop.now())
         if flow is not None:
@@ -225,7 +225,7 @@ class StreamPlane:
 
     @property
     def refused(self) -> int:
-        """How many flows were refused for want of room."""
+        """How many flows were refused for lack of room."""
         return self.flows.refused
 
     def names(self) -> Iterator[str]:

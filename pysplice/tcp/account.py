@@ -43,7 +43,7 @@ def account(
     - `queue`: the small queue;
     - `edge`: the right edge does not move left, and not at all after the guest's FIN;
     - `kept`: it does not move while bytes are kept;
-    - `field`: the scale cannot say more;
+    - `field`: the scale cannot express more;
     - `initial`: select_initial_window().
     """
     field_max = window.WINDOW_FIELD_MAX << receive.ws_to_tap

@@ -69,8 +69,8 @@ class Terms(NamedTuple):
     """What a connection begins with.
 
     `isn`: our initial sequence number.  `mss`: the segment size that we offer the guest, bytes.  `queue`: the small
-    queue of the tap.  `estimate`: the rule for what the host socket can still queue.  `trace`: told of each window that
-    is advertised, unless it is None.
+    queue of the tap.  `estimate`: the rule for what the host socket can still queue.  `trace`: told about each window
+    that is advertised, unless it is None.
     """
 
     isn: int
@@ -100,7 +100,7 @@ class Connection:
         self.receive = Receive(host, terms.queue, terms.mss, terms.estimate, terms.trace)
         self.send = Send(tap, host, self.receive, terms.isn, terms.mss)
         self._handshake = Handshake(tap, self.receive, self.send)
-        self.quiet_since = now  # when the guest was heard, or asked, last
+        self.quiet_since = now  # when the guest was last heard, or probed
         self.unanswered = 0  # how often in a row it did not answer
         if run is None:
             self._learn(SOCK_CONNECTED)
@@ -193,7 +193,7 @@ class Connection:
             self._ack()
 
     def resume(self) -> None:
-        """The small queue had left too little: advertise a segment, or what there is room for by now."""
+        """The small queue had left too little room: advertise a segment, or the room that there is now."""
         if self.facts & (CLOSED | ESTABLISHED | TAP_FIN_RCVD) == ESTABLISHED:
             receive = self.receive
             left = receive.room_left()
@@ -373,7 +373,7 @@ class Connection:
         send.retransmit_at = now + send.round_trip.timeout()
 
     def _keepalive(self, now: float) -> None:
-        """The guest has been silent for long (RFC 9293, 3.8.4)."""
+        """The guest has been silent for a long time (RFC 9293, 3.8.4)."""
         self.quiet_since = now
         self.unanswered += 1
         if self.unanswered > KEEPALIVE_PROBES:
@@ -411,7 +411,7 @@ class Connection:
         self.tap.segment(self.send.seq_to_tap, self.receive.seq_from_tap, 0, flags)
 
     def _guest_is_gone(self) -> None:
-        """The guest answers no more."""
+        """The guest no longer answers."""
         self._send_reset()
         self.error = errno.ETIMEDOUT
         self._leave_host()
@@ -419,13 +419,13 @@ class Connection:
     def _leave_host(self) -> None:
         """The guest has reset the connection, or is gone: end it for the remote host.
 
-        What was acknowledged still goes there first.  Behind the guest's FIN the data is complete, and ends as such;
-        otherwise it is not, and the remote host is told so by a reset.
+        What was acknowledged still goes there first.  If the guest's FIN has arrived, the data is complete, and ends
+        with a FIN; otherwise it is incomplete, and a reset tells the remote host so.
         """
         self.host.close(not self.facts & TAP_FIN_RCVD)
         self._learn(CLOSED)
 
     def _abort_host(self) -> None:
-        """Nothing was acknowledged yet, or nothing can be relied on: the remote host sees a reset at once."""
+        """Nothing has been acknowledged yet, or nothing can be relied on: the remote host sees a reset at once."""
         self.host.abort()
         self._learn(CLOSED)

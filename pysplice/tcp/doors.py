@@ -111,7 +111,7 @@ class HostDoor(Protocol):
     def keep(self, handle: int, skip: int, length: int, room: int, /) -> int:
         """Hold bytes of a run that send() did not take; the bytes that are held.
 
-        `room`: how much may have to be held in all before everything is flushed.
+        `room`: how many bytes in all may have to be held before everything is flushed.
         """
 
     def flush(self) -> int:
@@ -130,7 +130,7 @@ class HostDoor(Protocol):
         """Report once when the socket becomes writable (again), at once if it is."""
 
     def shutdown(self) -> int:
-        """Send the remote host no more: it sees a FIN."""
+        """Send nothing more to the remote host: it sees a FIN."""
 
     def close(self, reset: bool = False, /) -> None:
         """Give the socket back.  What is queued and kept is still delivered, then the remote host sees the end.

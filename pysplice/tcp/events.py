@@ -1,11 +1,11 @@
 """The facts of a connection, and what each requires and forbids.
 
-A connection has no states such as FIN-WAIT-1: with two peers their product would be large and say little.  It has facts
-instead, each of which becomes true once and stays true.  SOCK is the side of the host socket, TAP the side of the
-guest.  What can happen next follows from the facts alone:
+A connection has no states such as FIN-WAIT-1: with two peers the product of their states would be large and say
+little.  It has facts instead, each of which becomes true once and stays true.  SOCK is the side of the host socket,
+TAP the side of the guest.  What can happen next follows from the facts alone:
 
 - `REQUIRES[fact]`: all of these must hold before;
-- `ONE_OF[fact]`: one of these at least must hold before;
+- `ONE_OF[fact]`: at least one of these must hold before;
 - `FORBIDS[fact]`: none of these may hold before.
 
 A connection that the guest opens begins with TAP_SYN_RCVD, one that comes from the host with SOCK_CONNECTED.
@@ -16,7 +16,7 @@ refuses anything that the table does not allow.  Facts are plain ints, because t
 
 TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection, or agreed to ours
 SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded, or accept()
-TAP_SYN_ACK_SENT = 1 << 2  # the guest was told so
+TAP_SYN_ACK_SENT = 1 << 2  # the guest was told that
 ESTABLISHED = 1 << 3  # both SYNs are acknowledged: data may flow
 TAP_FIN_RCVD = 1 << 4  # the guest sends no more, and all of its data is here
 SOCK_FIN_SENT = 1 << 5  # all of it is in the host socket: shutdown() was called

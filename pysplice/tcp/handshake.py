@@ -66,7 +66,8 @@ class Handshake:
         if error in UNREACHABLE:
             self._tap.unreachable(error)
         elif error != errno.ETIMEDOUT:
-            # A SYN that timed out was answered by no host, and so is the guest's: it has a timer of its own
+            # If our SYN timed out, no host has answered it; the guest gets no answer either, and has a timer of its
+            # own
             self._tap.segment(0, self._receive.seq_from_tap, 0, RST | ACK)
 
     def judge(self, facts: int, run: Run, now: float) -> int:

@@ -70,11 +70,11 @@ class Receive:
         self.rounded_up = 0  # how far rounding has moved the edge since the room last grew
         self.bytes_read = 0
         self.ack_due = False  # something was read since the last acknowledgement
-        self.kept = 0  # bytes that were read and that the host socket did not take yet
+        self.kept = 0  # bytes that were read, and that the host socket has not taken yet
         self.armed = False  # the host socket will report when it is writable
         self.starved = False  # the small queue has left less than a segment
         self.frame_bytes = 0  # what a frame of the guest's carries; 0: not known yet
-        self.sends = self.short_sends = 0  # calls of send(), and those that the socket took a part of
+        self.sends = self.short_sends = 0  # calls of send(), and those of which the socket took only a part
         self.short_bytes = 0  # what it did not take, since the last account
 
     def start(self, run: Run) -> None:
@@ -99,7 +99,7 @@ class Receive:
     # Payload
 
     def take(self, run: Run, offset: int) -> int:
-        """Pass the payload of a run on, but for its first `offset` bytes, which were read before."""
+        """Pass on the payload of a run, except its first `offset` bytes, which were read before."""
         if run.length:
             self.frame_bytes = bytes_per_frame(self.frame_bytes, run.length, run.frames)
         length = min(run.length - offset, self.room_left())
@@ -167,7 +167,7 @@ class Receive:
     # The window
 
     def room(self, left: int, throttle: bool = True) -> int:
-        """What the guest may send from now on, bytes, read off the memory of the host socket.
+        """What the guest may send from now on, bytes, computed from the memory of the host socket.
 
         The room counts from what was read.  It is never less than `left`, what room_left() says: the right edge does
         not move left (RFC 9293, 3.8.6), and not at all while bytes are kept or once the guest has ended.  Where the
@@ -177,7 +177,7 @@ class Receive:
         if self.kept or self.ended:
             return left
         facts = self._host.facts()
-        # A whole segment, as large as the scale can say it
+        # A whole segment, as far as the scale can express it
         segment = (((self.mss - 1) >> self.ws_to_tap) + 1) << self.ws_to_tap
         room = window.room(facts, segment, self._estimate)
         if room <= 0 or not window.writable(facts):
@@ -187,7 +187,7 @@ class Receive:
         queue = self._queue
         bound = queue.bound(room, self.frame_bytes)
         if bound < room and bound < 2 * segment:
-            # A sender waits until a whole segment fits, so with less it may stop.  The first segments it makes to
+            # A sender waits until a whole segment fits, so with less it may stop.  It cuts its first segments to
             # fit (tcp_bound_to_half_wnd()).
             if not throttle:
                 bound = min(room, segment)
@@ -198,7 +198,7 @@ class Receive:
     def is_update(self, room: int, left: int) -> bool:
         """True if a window is worth a segment of its own (RFC 9293, 3.8.6.2.2).
 
-        It is if it gives two segments more than `left`, or opens a closed window.
+        It is if it allows two segments more than `left`, or opens a closed window.
         """
         return room >= left + 2 * self.mss or left < self.mss <= room
 
@@ -215,7 +215,7 @@ class Receive:
         return self._move_edge(left, left)
 
     def advertise(self, room: int, left: int) -> int:
-        """The window field for a room that was just computed; the trace is told."""
+        """The window field for a room that was just computed; tells the trace."""
         field = self._move_edge(room, left)
         if self._trace is not None:
             self._explain(left, room, field << self.ws_to_tap)
@@ -225,7 +225,7 @@ class Receive:
         """The window field of our SYN or SYN-ACK; with `settle_scale` also the scale of all later windows."""
         self._reading = facts = self._host.facts()
         room = window.room(facts, self.mss, self._estimate)
-        # The scale is said once, so it has to serve for what the send buffer can become
+        # The scale is announced only once, so it has to suit the size that the send buffer can grow to
         most = max(facts.wmem_max, facts.sndbuf)
         first = window.select_initial_window(room, self.mss, 0, self.wscale_ok, most)
         if settle_scale:
@@ -240,7 +240,7 @@ class Receive:
         return room
 
     def _move_edge(self, room: int, left: int) -> int:
-        """The window as it goes on the wire; the right edge, so far at `left`, moves to what that says."""
+        """The window as it goes on the wire; the right edge, so far at `left`, moves to where that puts it."""
         field = room >> self.ws_to_tap
         if field > window.WINDOW_FIELD_MAX:
             field = window.WINDOW_FIELD_MAX

@@ -14,8 +14,8 @@ from .timing import NEVER, RoundTrip
 
 MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
 
-# A guest that asks for smaller segments would have us send a frame for every few bytes (Linux: TCP_MIN_SND_MSS is
-# 48); and so many segments under way are enough for any
+# A guest that asks for smaller segments would make us send a frame for every few bytes (Linux: TCP_MIN_SND_MSS is
+# 48); and this many segments in flight are enough for any guest
 MSS_MIN = 88
 SEGMENTS_MAX = 1024
 
@@ -75,7 +75,7 @@ class Send:
         self.wnd_seq = 0  # SND.WL1: the segment that the window was taken from
         self.ws_from_tap = 0  # Snd.Wind.Shift
 
-        # Readiness is reported by edges: it holds until the socket has said EAGAIN
+        # Readiness is edge-triggered: it holds until the socket has returned EAGAIN
         self.host_readable = False
         self.short_read_ends = True  # a short read has emptied the socket
 
@@ -103,7 +103,7 @@ class Send:
         return seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
 
     def has_window(self) -> bool:
-        """True if the guest takes more."""
+        """True if the guest can take more."""
         return self.wnd_from_tap > self.in_flight()
 
     def held_up(self) -> bool:
@@ -258,7 +258,7 @@ class Send:
         receive.ack_due = False
         self.seq_to_tap = seq.add(self.seq_to_tap, sent)
         if not in_flight:
-            # What was waited for before, the answer to a probe for instance, is over
+            # Whatever we were waiting for, the answer to a probe for instance, no longer matters
             self.round_trip.backoff = 0
             self.retransmit_at = now + self.round_trip.rto
         if self.recover < 0:
@@ -296,6 +296,6 @@ class Send:
         return True
 
     def probe(self) -> None:
-        """Ask for an acknowledgement, by a segment that the guest has seen and must answer (RFC 9293, 3.8.4)."""
+        """Ask for an acknowledgement, with a segment that the guest has seen and must answer (RFC 9293, 3.8.4)."""
         receive = self._receive
         self._tap.segment(seq.add(self.seq_to_tap, -1), receive.seq_from_tap, receive.last_field(), ACK)

@@ -4,8 +4,8 @@ Owns the estimates of one tap and its list of throttled connections.  It knows n
 fed to it.  Imports no other room.
 
 The kernel bounds what a socket may have in the queues below it (TCP small queues, tcp_small_queue_check()), by
-memory that skb_orphan() takes off the socket's account.  tun calls that in its transmit path, so behind a tap
-the guest's kernel is blind.  Only the reader of the ring can do the job, and the window is its means: the right
+its memory.  skb_orphan() takes that memory off the socket's account.  tun calls it in its transmit path, so behind a
+tap the guest's kernel is blind.  Only the reader of the ring can do the job, and the window is its tool: the right
 edge may lie only so far beyond what was read.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 # A connection counts as queueing for one to two of these periods, seconds
 QUEUEING_PERIOD = 0.1
 
-# A connection that sends small messages asks the others to be brief for so long after each, seconds
+# A connection that sends small messages makes the others keep their queues short for this long after each, seconds
 TALKING_SECONDS = 1.0
 
 # How much may wait before another connection's small message, as the time that it takes to be read.  The kernel
@@ -24,8 +24,8 @@ TALKING_SECONDS = 1.0
 # time.
 QUEUE_SECONDS = 1 / 8192
 
-# What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP sends at first
-# (RFC 6928), and even in tiny frames few enough for many connections.  A window cannot be taken back.
+# What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP stack sends at
+# first (RFC 6928), and even in tiny frames few enough for many connections.  A window cannot be taken back.
 FIRST_BYTES = 16 * 1024
 
 # A single frame with less than this is part of a conversation, and shows nothing
@@ -58,7 +58,8 @@ def share(ring: int, active: int) -> int:
 def bytes_per_frame(before: int, length: int, frames: int) -> int:
     """What a connection's frames carry, after `frames` more with `length` bytes in all; 0: not shown yet.
 
-    Small frames count at once, large ones have to last.  A single small frame says nothing: no frame waits behind it.
+    Small frames count at once, large ones only if they persist.  A single small frame says nothing: no frame waits
+    behind it.
     """
     mean = max(length // frames, 1)
     if frames == 1 and mean < (before or FRAME_BYTES_SMALL):
@@ -77,7 +78,7 @@ def patience(rate: float, active: int, segment: int) -> int:
 
 
 class Seen(Protocol):
-    """What is asked of a run (see doors.Run, and the flow key)."""
+    """The part of a run that is used here (see doors.Run, and the flow key)."""
 
     @property
     def key(self) -> bytes: ...
@@ -88,7 +89,7 @@ class Seen(Protocol):
 
 
 class Reading(Protocol):
-    """What is asked of the receiving half of a connection."""
+    """The part of the receiving half of a connection that is used here."""
 
     seq_from_tap: int
     mss: int
@@ -97,7 +98,7 @@ class Reading(Protocol):
 
 
 class Resumable(Protocol):
-    """What is asked of a connection."""
+    """The part of a connection that is used here."""
 
     @property
     def receive(self) -> Reading: ...
@@ -141,7 +142,7 @@ class SmallQueue:
     """What all connections of one tap are held to; they share it.
 
     `ring`: how many frames the tap holds.  `segment`: the largest payload of a frame, bytes.  `limit`: the user's bound
-    (`--limit-output`), bytes; 0: none at all; None: find it out.
+    (`--limit-output`), bytes; 0: none at all; None: work it out.
 
     A connection may have `frames` frames unread, of the size that it has sent so far, and `budget` bytes; 0: no bound.
     `throttled`: connections that this has left with too little, in order, each with what had been read of it and when.
@@ -173,7 +174,7 @@ class SmallQueue:
         self._talking_until = 0.0
         self.rate = 0.0
         self._now = 0.0
-        self._granted = 0  # frames that may come of the connections that were resumed within a period
+        self._granted = 0  # frames that may come from the connections that were resumed within a period
         self._granted_until = 0.0
         self._exhausted = False
         self.throttled: dict[Resumable, tuple[int, float]] = {}

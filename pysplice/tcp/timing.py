@@ -1,6 +1,6 @@
 """How long to wait for the guest: round trips and the retransmission timeout (RFC 6298).
 
-Owns the estimate of one connection.  Imports seq.py; it knows nothing of segments but their numbers.
+Owns the estimate of one connection.  Imports seq.py; it knows nothing about segments except their numbers.
 """
 
 from . import seq
@@ -13,8 +13,8 @@ RTO_MIN = 0.2
 RTO_MAX = 120.0
 BACKOFF_MAX = 16
 
-# A guest that has been silent for so long is asked for a sign of life (passt: KEEPALIVE_INTERVAL), seconds.  The time
-# is rounded up to whole ticks, so that many idle connections share one wake-up.
+# A guest that has been silent for this long is asked for a sign of life (passt: KEEPALIVE_INTERVAL), seconds.  The
+# time is rounded up to whole ticks, so that many idle connections share one wake-up.
 KEEPALIVE_IDLE = 30.0
 KEEPALIVE_TICK = 10.0
 
@@ -68,6 +68,6 @@ class RoundTrip:
 
 
 def keepalive_at(quiet_since: float) -> float:
-    """When to ask a guest that was heard, or asked, last at `quiet_since`."""
+    """When to probe a guest that was last heard, or probed, at `quiet_since`."""
     at = quiet_since + KEEPALIVE_IDLE
     return at + -at % KEEPALIVE_TICK

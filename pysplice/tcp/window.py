@@ -63,7 +63,7 @@ def linear(facts: SocketFacts) -> int:
     """(S - W) * Q / W: the free memory, at the price per byte that the queue shows.
 
     The first proposal for SO_MEMINFO.  Where nothing can be seen (Q = 0, W = 0) there is no ratio, and
-    scaled(S) has to do.  Fails on a nearly empty queue: one small segment that waits shows a price of ten
+    scaled(S) has to serve.  Fails on a nearly empty queue: one small waiting segment shows a price of ten
     times its payload, and the window collapses to a tenth of the buffer just when it should open.
     """
     s, w, q = facts.sndbuf, facts.wmem_queued, facts.outq
@@ -103,7 +103,7 @@ def segments(facts: SocketFacts) -> int:
 def segments_wmem(facts: SocketFacts) -> int:
     """As `segments`, but falls back to scaled(S) - W, as the patch's reviewer suggested.
 
-    What is charged is the kernel's own measure, also where its price per segment cannot be told.  Fails as
+    The memory charged is the kernel's own measure, even where its price per segment cannot be determined.  Fails as
     `segments` at the start, where S is small and W is 0; and rounding gives away up to a segment, although the
     kernel takes a whole sk_buff as long as W is below S.
     """
@@ -116,7 +116,7 @@ def truesize(facts: SocketFacts) -> int:
 
     Ours.  o = (W - Q) / n for n = max(Q / m, 1) segments in the queue, as `segments`; where nothing can be
     seen, an sk_buff for each segment (`SKB_OVERHEAD`), which is what the first segments of a connection cost.
-    So also the first window, which cannot be taken back, is one that a young buffer of 45 KiB takes.  Parts of
+    So a young buffer of 45 KiB can take even the first window, which cannot be taken back.  Parts of
     segments count, because the kernel takes a whole sk_buff while W is below S.  Fails where the first
     segments are much smaller than m: their price shows only once they are queued.
     """
@@ -162,8 +162,8 @@ def writable(facts: SocketFacts) -> bool:
     """True if the kernel calls the socket writable: W is at most two thirds of S.
 
     This is sk_stream_is_writeable(), to the byte: the free space is at least half of what is queued.  If we
-    were wrong and asked a socket that is writable, the answer would come at once, again and again.  Only above
-    that limit epoll reports when space comes back, so a window may be closed there and nowhere else.
+    were wrong and asked about a socket that is writable, the answer would come at once, again and again.  Only above
+    that limit does epoll report when space comes back, so a window may be closed there and nowhere else.
     """
     queued = facts.outq if facts.wmem_queued < 0 else facts.wmem_queued
     return facts.sndbuf - queued >= queued >> 1
@@ -174,7 +174,7 @@ def room(facts: SocketFacts, mss: int, estimate: Estimator = DEFAULT_ESTIMATOR) 
 
     Silly windows (RFC 813, section 3; RFC 9293, 3.8.6.2.2): a room below one segment, while data is
     queued and flows, counts as 0.  This is done only while the socket is not writable, because only
-    then the kernel tells when to open the window again.  While it is writable the room is at least
+    then does the kernel tell us when to open the window again.  While it is writable the room is at least
     one segment: a sendmsg() may then fall short by less than that, and the rest is kept.
     """
     free = estimate(facts)
@@ -204,7 +204,7 @@ def bounds(facts: SocketFacts, mss: int, estimate: Estimator) -> dict[str, Any]:
 
 
 class InitialWindow(NamedTuple):
-    """What tcp_select_initial_window() chooses: a window (bytes), a scale, and the largest window that it can say."""
+    """What tcp_select_initial_window() chooses: a window (bytes), a scale, and the largest window that it allows."""
 
     rcv_wnd: int
     rcv_wscale: int
@@ -225,14 +225,14 @@ def select_initial_window(
 
     `space`: bytes that can be held now.  `window_clamp`: no window is ever to be larger, 0 for none (a
     route's `window`).  `rmem_max`: what the space may grow to, bytes; the kernel takes the larger of
-    tcp_rmem[2] and net.core.rmem_max.  `init_rcv_wnd`: at most so many segments at first, 0 for no bound (a
+    tcp_rmem[2] and net.core.rmem_max.  `init_rcv_wnd`: at most this many segments at first, 0 for no bound (a
     route's `initrwnd`).  `signed_windows`: tcp_workaround_signed_windows, for hosts that take the field for
     a signed number.
 
-    The scale is said once and bounds everything later, so it is chosen for what the space may become: the
-    smallest shift that brings that into 16 bits, at most 14.  The window is rounded down to whole segments;
-    in the SYN itself, where no scale counts yet, 65535 is the most that can be said (RFC 7323, section 2.2):
-    the caller sees to that.
+    The scale is announced only once and bounds every later window, so it is chosen for the size that the space may
+    grow to: the smallest shift that fits that into 16 bits, at most 14.  The window is rounded down to whole segments;
+    in the SYN itself, where no scale applies yet, 65535 is the most that can be expressed (RFC 7323, section 2.2): the
+    caller sees to that.
     """
     clamp = window_clamp or WINDOW_FIELD_MAX << WSCALE_MAX
     space = min(clamp, max(space, 0))

@@ -1,4 +1,4 @@
-"""Every command in the README and in docs/: each is run here, as it is written but for the names of this world."""
+"""Every command in the README and in docs/: each is run here as written, except for the names of this world."""
 
 import contextlib
 import os

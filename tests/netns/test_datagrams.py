@@ -678,7 +678,7 @@ def test_two_flows_stay_two_on_the_host(world):
 
 
 def test_one_client_to_several_ports_of_one_server(world):
-    """The answer comes from where the question went, by the tap and spliced."""
+    """The answer comes from the address that was asked, through the tap and spliced."""
     world.pysplice("--config-net", *NONE, "-u", "5353:53,5354:53")
     world.host.run("ip", "addr", "add", "10.99.0.9/24", "dev", "veth0")
     with bound(world.guest, "0.0.0.0", 53) as server:

@@ -1,6 +1,6 @@
 """The same scenarios under real pasta and under us, outcome by outcome.
 
-Where the outcomes differ, both are written down in DIFFERENT, and the README says why.  Real pasta is the one that is
+Where the outcomes differ, DIFFERENT lists both, and docs/pasta.md says why.  Real pasta is the one that is
 installed (Debian's).
 """
 

@@ -1,4 +1,4 @@
-"""Ports that lead into the namespace and out of it, by the tap and spliced."""
+"""Ports that lead into the namespace and out of it, through the tap and spliced."""
 
 import contextlib
 import os
@@ -134,7 +134,7 @@ def test_reset(forwarded, version, first):
 
 @BOTH
 def test_nobody_listens(forwarded, version):
-    """The connection stands before the guest is asked; then it is reset."""
+    """The connection is established before the guest is asked; then it is reset."""
     with (
         forwarded.remote.connect(host_of(forwarded, version), 8080) as client,
         pytest.raises(ConnectionError),
@@ -506,7 +506,7 @@ def test_a_unix_socket_that_was_left_behind(world, tmp_path):
     (tmp_path / "file").touch()
     for place, why in (
         (path, "Address already in use"),
-        (str(tmp_path / "file"), "there is a file that is no socket"),
+        (str(tmp_path / "file"), "a file that is not a socket is there"),
     ):
         result = world.host.run(*PYSPLICE, *NONE, "-t", f"unix:{place}:80", "--", "true", check=False)
         assert result.returncode == 1
@@ -794,7 +794,7 @@ def test_what_is_switched_off_stays_off(world, tmp_path, words):
 
 
 def test_all_ports_later_on(world, tmp_path):
-    """They are opened by and by, and others go on meanwhile."""
+    """They are opened a few at a time, and other traffic goes on meanwhile."""
     path = tmp_path / "control"
     world.pysplice("--config-net", *NONE, "-c", str(path))
     with world.host.listen("127.0.0.1", 3000) as listener:

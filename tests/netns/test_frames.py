@@ -300,7 +300,7 @@ def test_broken_frames_harm_nobody(served, wire):
 
 
 def test_what_a_router_does_not_pass_on(served, wire):
-    """Frames for another station, and packets without a hop left: of those it says so."""
+    """Frames for another station, and packets with no hops left: the latter are reported to the guest."""
     with served.remote.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((served.REMOTE4, 0))
         server.settimeout(0.5)
@@ -339,7 +339,7 @@ def test_errors_are_not_too_many(served, wire):
 
 
 def test_a_flood_of_syns_leaves_room_for_others(served, wire):
-    """A guest that only ever sends SYNs, to somebody who does not answer: descriptors are left over."""
+    """A guest that only ever sends SYNs, to a host that does not answer: descriptors are left over."""
     before = descriptors(served.process)
     for port in range(3000):
         syn = IP(src=ADDRESS4, dst="10.99.0.99") / TCP(sport=1024 + port, dport=9, flags="S")

@@ -532,7 +532,10 @@ def test_a_tap_handed_over(world, vnet, options):
             ("--netns", "nonesuch"),
             "cannot open the namespace /run/netns/nonesuch: No such file or directory",
         ),
-        (("--netns", "/etc/passwd"), "cannot join the network namespace /etc/passwd: it is none"),
+        (
+            ("--netns", "/etc/passwd"),
+            "cannot join the network namespace /etc/passwd: not a namespace of that kind",
+        ),
         (("4194303",), "there is no process 4194303"),
         (
             ("--netns", "/proc/self/ns/net"),
@@ -545,7 +548,7 @@ def test_a_tap_handed_over(world, vnet, options):
         (("-i", "nonesuch", "true"), "no interface 'nonesuch' on the host"),
         (
             ("--tap", "lo", "true"),
-            "cannot open the tap lo: there is another kind of interface of that name",
+            "cannot open the tap lo: another kind of interface has that name",
         ),
         (("-P", "/no/such/dir/pid", "true"), "cannot write /no/such/dir/pid: No such file or directory"),
         (("--fd", "250"), "descriptor 250 is no tap: Bad file descriptor"),
@@ -686,7 +689,7 @@ LOW_PORT = "import socket; print(socket.create_server(('0.0.0.0', 80)).accept()[
 
 
 def test_low_ports_may_follow_where_they_could_before(world):
-    """Somebody with that one capability keeps it, which costs the root of our own."""
+    """A user with only that capability keeps it, at the cost of a separate root directory."""
     # The other one is for the map of user IDs, because we are root here
     only = ("-all,+net_bind_service,+setfcap",) * 3
     process = world.host.spawn(

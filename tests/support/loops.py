@@ -35,7 +35,7 @@ class FakeLoop:
         return timer
 
     def turn(self, wait: float = 0.0) -> int:
-        """Call for every descriptor that is readable, waiting at most so many real seconds; the result: how many."""
+        """Call for every readable descriptor, waiting at most this many real seconds; returns how many it called."""
         poll = select.poll()
         for fd in self.watched:
             poll.register(fd, select.POLLIN)

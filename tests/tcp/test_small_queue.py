@@ -257,7 +257,7 @@ def test_a_throttled_connection_is_resumed():
     (update,) = scene.tap.take()
     assert 65480 <= update.window << 7 < 65480 + 128
     assert not q.throttled
-    # Said once, it is not said again
+    # Once advertised, it is not advertised again
     connection.resume()
     assert scene.tap.take() == []
 

@@ -136,7 +136,7 @@ def test_silly_window_is_closed_while_data_flows():
 
 
 def test_a_silly_window_is_said_when_nothing_flows():
-    """Ten round trips without anything sent: who waits for more room would wait in vain."""
+    """Ten round trips without anything sent: a sender that waits for more room would wait in vain."""
     stuck = facts(87040, 86000, 85000, rtt=20_000, sent=200)
     assert 0 < window.room(stuck, 9000, window.sndbuf) == 87040 - 85000
 
@@ -150,7 +150,7 @@ def test_writable_to_the_byte(sndbuf, queued, expected):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_writable_socket_never_closes_the_window(name):
-    """The kernel reports writability once only: who closes the window there waits for ever."""
+    """The kernel reports writability only once: a proxy that closes the window there waits for ever."""
     big_segments = facts(87040, 50000, 45000, mss=65483, peer=0)
     assert window.writable(big_segments)
     assert window.room(big_segments, 65480, window.ESTIMATORS[name]) == 65480
