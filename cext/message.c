@@ -102,7 +102,7 @@ int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 			set_route(&msg, route);
 		rc = send_message(fd, &msg);
 		if (rc == -EMSGSIZE && part.iov_len <= gso_size)
-			return rc; /* The others will be, too */
+			return rc; /* The rest would fail too */
 		if ((rc == -EINVAL || rc == -EMSGSIZE || rc == -EIO ||
 		     rc == -EOPNOTSUPP) && most > gso_size) {
 			/* Over a path with a smaller MTU, or without the

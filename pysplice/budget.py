@@ -15,7 +15,7 @@ RESERVED = 64  # the tap, the loop, the standard streams, files
 HALF_OPEN_MAX = 1024
 
 # Sixteenths of the descriptors that listeners leave.  A spliced connection has two sockets, and for each direction a
-# pipe (two descriptors) while bytes wait in it; both rarely have one.
+# pipe (two descriptors) while bytes wait in it; both directions rarely have one at once.
 OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 5, 3, 5, 1, 1
 HALF = 1  # of a sixteenth: spliced UDP, and echo
 DESCRIPTORS_PER_SPLICE = 4

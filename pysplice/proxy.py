@@ -19,7 +19,7 @@ from .datagram.plane import DatagramPlane
 from .ending import Ending
 from .forward.forward import Forward
 from .link.advertise import Advertiser
-from .link.reader import Reader
+from .link.reader import Reader, TapGone
 from .loop import Call, MainLoop
 from .observe.log import Log
 from .observe.trace import Trace
@@ -140,10 +140,10 @@ class Proxy:
     def _on_tap(self) -> None:
         try:
             self._planes.reader.on_ready(self._loop.now())
-        except OSError as e:
-            # The tap is gone, often with its namespace.  A command that runs goes on without it.
+        except TapGone as e:
+            # A command that runs goes on without it
             self._loop.unwatch(self._planes.reader.fileno())
-            self._log.warning(f"the tap is gone: {e.strerror}")
+            self._log.warning(f"the tap is gone: {e}")
             if not self._has_command or self._ending.begun:
                 self.stop(self._status)
         if self._ending.begun:

@@ -272,6 +272,26 @@ def test_a_tap_that_is_gone_ends_it():
     assert "the tap is gone: Bad file descriptor" in house.said.getvalue()
 
 
+def test_an_error_elsewhere_is_not_the_end_of_the_tap(monkeypatch):
+    """Only the tap's own errors end the process; an OSError of a plane goes to the loop, which reports it."""
+    house = House()
+
+    def script():
+        def broken(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("pysplice.stream.plane.StreamPlane.on_batch", broken)
+        with pytest.raises(OSError, match="No space"):
+            house.segment(1, flags="S", seq=7, window=1000)
+        monkeypatch.undo()
+        assert not house.loop.stopped
+        (reset,) = house.segment(1, flags="S", seq=7, window=1000)
+        assert reset.flags == "RA"
+
+    house.serve(script)
+    assert "the tap is gone" not in house.said.getvalue()
+
+
 def test_a_defect_harms_one_flow_alone(server, monkeypatch):
     house = House()
     port = server.getsockname()[1]

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pysplice.splice.plane import SplicePlane
 from pysplice.splice.streams import SplicedStreams
 
 from .support.loops import FakeLoop
@@ -73,3 +74,34 @@ def test_urgent_data_at_the_very_end(spliced, heard, before):
     client.send(b"!", socket.MSG_OOB)
     client.shutdown(socket.SHUT_WR)
     assert read_to_end(splices, server) == before + b"!"
+
+
+class Served:
+    """Spliced datagrams, as far as the plane asks; none is read, so every socket stays ready."""
+
+    def __init__(self):
+        self.counts = {}
+
+    def owns(self, fd):
+        return True
+
+    def on_ready(self, ready, now):
+        for fd, _ in ready:
+            self.counts[fd] = self.counts.get(fd, 0) + 1
+
+
+def test_sockets_that_are_always_ready_take_turns():
+    with contextlib.ExitStack() as stack:
+        epoll, served = select.epoll(), Served()
+        plane = SplicePlane(epoll, SplicedStreams(epoll, FakeLoop()), served)
+        stack.callback(epoll.close)
+        for _ in range(150):
+            ours, peer = (stack.enter_context(sock) for sock in socket.socketpair(type=socket.SOCK_DGRAM))
+            epoll.register(ours.fileno(), select.EPOLLIN)
+            peer.send(b"x")
+        most = 0
+        for turn in range(1, 4):
+            plane.on_ready(0.0)
+            total = sum(served.counts.values())
+            most = max(most, total / turn)
+        assert len(served.counts) == 150 and most < 100

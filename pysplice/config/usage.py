@@ -32,7 +32,7 @@ PORTS_GRAMMAR = (
     ("22-80,443", "a range and a port"),
     ("8080:80", "port 8080 leads to port 80"),
     ("22-80:1022-1080", "a range leads to another range of the same length"),
-    ("2000-5000,~3000-3010", "a range but for some ports; ~22 alone: all ports but 22"),
+    ("2000-5000,~3000-3010", "a range without some ports; ~22 alone: all ports except 22"),
     ("192.0.2.1/22", "a port at one address of the host's"),
     ("%eth0/22", "a port on one interface; */22: anywhere"),
     (
@@ -67,7 +67,7 @@ FORMS = (
 
 EXIT_STATUS = (
     ("the command's", "when a command was run; 128 + n if signal n ended it, 127 if it was not found, 126 if it could"
-     " not be run (both 1 when called pasta)"),
+     " not be run (both give 1 when called as pasta)"),
     ("0", "when the namespace that was served went away, and on SIGTERM and SIGQUIT"),
     ("1", "with one line on stderr, for anything that cannot be set up"),
 )  # fmt: skip

@@ -69,7 +69,7 @@ class Forward:
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
         self._scan_timer = loop.timer(self.scan)
-        self._unfinished = False  # the last scan has left ports for the next one
+        self._unfinished = False  # the last scan has left ports for the next one one
         self._asked: set[tuple[Rule, int]] = set()
         self._complained: set[tuple[Rule, int]] = set()
         self.changed: Callable[[], object] = lambda: None

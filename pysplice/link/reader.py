@@ -16,6 +16,10 @@ from .tap import TapDevice
 LAST_BATCHES = 16
 
 
+class TapGone(Exception):
+    """The tap cannot be read any more: often its namespace has ended."""
+
+
 class Runs(Protocol):
     """The stream plane, as far as it is called here."""
 
@@ -83,8 +87,11 @@ class TapReader:
         return sum(self._tap.dropped.values())
 
     def on_ready(self, now: float) -> None:
-        """The tap holds frames; raises OSError once it is gone, often with its namespace."""
-        runs, datagrams, frames = self._tap.drain()
+        """The tap holds frames; raises TapGone once it cannot be read."""
+        try:
+            runs, datagrams, frames = self._tap.drain()
+        except OSError as e:
+            raise TapGone(e.strerror) from e
         if self._log.trace_on:
             for line in describe.batch(runs, datagrams, frames):
                 self._log.trace(line)

@@ -123,13 +123,14 @@ class Emitter(Protocol):
 class TapEnd:
     """The TapDoor of one connection: the start of its frames, and the tap.
 
-    `station` is where the guest's end is, `key` the flow key; `unreachable(errno)` sends the ICMP error for the SYN.
+    `station` is where the guest's end is, `key` the flow key.  `unreachable(errno, now)` sends the ICMP error for the
+    SYN.
     """
 
     __slots__ = ("_emit", "_emit_data", "_mac", "_start", "_station", "_unreachable")
 
     def __init__(
-        self, tap: Emitter, station: Station, key: bytes, unreachable: Callable[[int], Any]
+        self, tap: Emitter, station: Station, key: bytes, unreachable: Callable[[int, float], Any]
     ) -> None:
         self._station = station
         self._mac = station.mac
@@ -167,6 +168,6 @@ class TapEnd:
     ) -> int:
         return self._emit_data(self._frame_start(), seq, ack, window, flags, mss, stream, offset, length)
 
-    def unreachable(self, errno: int) -> int:
-        self._unreachable(errno)
+    def unreachable(self, errno: int, now: float) -> int:
+        self._unreachable(errno, now)
         return 0

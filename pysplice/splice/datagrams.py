@@ -30,7 +30,6 @@ PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flo
 KEY_BYTES_MIN = 64
 REQUESTS_MAX = 256  # requests to the agent: a flood of new clients asks for no more
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-SOCKETS_PER_TURN = 64
 
 
 class SplicedFlow(Expiring):
@@ -179,14 +178,10 @@ class SplicedDatagrams:
 
     def on_ready(self, ready_sockets: Iterable[tuple[int, int]], now: float) -> None:
         """Servers have answered: one batch of each is passed on, so that all have their turn."""
-        turns = SOCKETS_PER_TURN
         for fd, ready in ready_sockets:
             flow = self._by_fd.get(fd)
             if flow is None or flow.closed or flow.far is None or flow.far.fd != fd:
                 continue
-            turns -= 1
-            if turns < 0:
-                return
             if ready & select.EPOLLERR:
                 # No ICMP error can be passed on to a client on a loopback interface
                 list(errors.queued(flow.far.sock))

@@ -8,6 +8,8 @@ import select
 from .datagrams import SplicedDatagrams
 from .streams import SplicedStreams
 
+SOCKETS_PER_TURN = 64
+
 
 class SplicePlane:
     """Spliced connections, and spliced datagrams."""
@@ -23,7 +25,9 @@ class SplicePlane:
 
     def on_ready(self, now: float) -> None:
         """Some sockets are ready."""
-        ready = self._epoll.poll(0)
+        ready = self._epoll.poll(
+            0, SOCKETS_PER_TURN
+        )  # the kernel lets those that are left have the next turn
         streams = [event for event in ready if not self.datagrams.owns(event[0])]
         if streams:
             self.streams.on_ready(streams)

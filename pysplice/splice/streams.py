@@ -98,7 +98,7 @@ class SplicedStreams:
         return from_guest, to_guest
 
     def undelivered(self) -> list[tuple[int, int]]:
-        """For each connection whose guest has not ended: its identity, and how many of its bytes have passed."""
+        """For each connection whose guest has not ended: identity, and how many of the guest's bytes have passed."""
         waiting = ((splice, splice.directions[not splice.from_guest]) for splice in self.all())
         return [(id(splice), direction.moved) for splice, direction in waiting if not direction.shut]
 

@@ -107,7 +107,7 @@ class Opener:
             elif e.errno not in NO_DESCRIPTOR:
                 self._tap.reset(key, mac, 0, seq.add(run.seq, 1), RST | ACK)
             return None
-        unreachable = partial(self._tap.unreachable, headers, now=now)
+        unreachable = partial(self._tap.unreachable, headers)
         flow = self._add(key, station, host, run, unreachable, now)
         if self._log.debug_on:
             self._log.debug(f"{flow_name(key)}: connecting to {target.address[0]}")
@@ -135,7 +135,7 @@ class Opener:
             self._log.flow("inbound", f"{unpack(client)}: {e.strerror}", now)
             return None
         station = self._neighbours.station(guest, self._neighbours.mac)
-        flow = self._add(key, station, host, None, lambda error: None, now)
+        flow = self._add(key, station, host, None, lambda error, now: None, now)
         flow.connection.open(now)
         if self._log.debug_on:
             self._log.debug(f"{flow_name(key)}: a client on the host")
@@ -160,7 +160,7 @@ class Opener:
         station: Station,
         host: HostSocket,
         run: Run | None,
-        unreachable: Callable[[int], None],
+        unreachable: Callable[[int, float], None],
         now: float,
     ) -> Flow:
         """Add a flow to the table; without a run a client on the host has begun it."""

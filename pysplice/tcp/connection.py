@@ -231,7 +231,7 @@ class Connection:
         """The outcome of connect() is known."""
         self.error = self.host.error()
         if self.error:
-            self._handshake.refuse(self.error)
+            self._handshake.refuse(self.error, now)
             self.host.close()
             self._learn(CLOSED)
         else:

@@ -92,7 +92,7 @@ class TapDoor(Protocol):
     ) -> int:
         """`length` bytes at `offset` of the stream in segments of `mss`; the bytes that went out."""
 
-    def unreachable(self, errno: int, /) -> int:
+    def unreachable(self, errno: int, now: float, /) -> int:
         """The ICMP error that tells the guest why its SYN led nowhere."""
 
 

@@ -61,13 +61,12 @@ class Handshake:
         if not before:
             send.seq_to_tap = seq.add(send.seq_to_tap, 1)
 
-    def refuse(self, error: int) -> None:
+    def refuse(self, error: int, now: float) -> None:
         """Tell the guest that connect() has failed with this errno."""
         if error in UNREACHABLE:
-            self._tap.unreachable(error)
+            self._tap.unreachable(error, now)
         elif error != errno.ETIMEDOUT:
-            # If our SYN timed out, no host has answered it; the guest gets no answer either, and has a timer of its
-            # own
+            # connect() has timed out: no host answered it, so nothing answers the guest, which has its own timer
             self._tap.segment(0, self._receive.seq_from_tap, 0, RST | ACK)
 
     def judge(self, facts: int, run: Run, now: float) -> int:

@@ -58,7 +58,7 @@ class FakeTap:
 
     def __init__(self) -> None:
         self.sent: list[Segment] = []
-        self.errors: list[int] = []
+        self.errors: list[tuple[int, float]] = []
         self.down = False
 
     def take(self) -> list[Segment]:
@@ -92,8 +92,8 @@ class FakeTap:
         self.sent.append(Segment(seq_, ack, window, flags, payload, mss))
         return length
 
-    def unreachable(self, error):
-        self.errors.append(error)
+    def unreachable(self, error, now):
+        self.errors.append((error, now))
         return 0
 
 

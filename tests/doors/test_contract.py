@@ -358,7 +358,7 @@ class FakeTapSide:
     def sent(self) -> list[Segment]:
         return [s._replace(mss=0) if s.payload else s for s in self.door.take()]
 
-    def errors(self) -> list[int]:
+    def errors(self) -> list[tuple[int, float]]:
         return self.door.errors
 
     def close(self) -> None:
@@ -369,14 +369,14 @@ class RealTapSide:
     def __init__(self) -> None:
         self.ours, self.guest = tap_pair()
         self.tap = _cext.Tap(self.ours.fileno(), True)
-        self._errors: list[int] = []
+        self._errors: list[tuple[int, float]] = []
         device = SimpleNamespace(
             mac=bytes.fromhex(OUR_MAC.replace(":", "")), emit=self.tap.emit, emit_data=self.tap.emit_data
         )
 
         guest_mac = bytes.fromhex(GUEST_MAC.replace(":", ""))
         self.station = Station(guest_mac)
-        self.door = TapEnd(device, self.station, key(), self._errors.append)
+        self.door = TapEnd(device, self.station, key(), lambda *error: self._errors.append(error))
 
     def stream(self, data: bytes):
         stream = _cext.Stream(len(data) or 1)
@@ -402,7 +402,7 @@ class RealTapSide:
                 )
             )  # fmt: skip
 
-    def errors(self) -> list[int]:
+    def errors(self) -> list[tuple[int, float]]:
         return self._errors
 
     def close(self) -> None:
@@ -440,5 +440,5 @@ def test_data(tap):
 
 
 def test_unreachable(tap):
-    tap.door.unreachable(errno.EHOSTUNREACH)
-    assert tap.errors() == [errno.EHOSTUNREACH]
+    tap.door.unreachable(errno.EHOSTUNREACH, 5.0)
+    assert tap.errors() == [(errno.EHOSTUNREACH, 5.0)]

@@ -50,10 +50,11 @@ def test_a_guest_that_does_not_scale_is_not_scaled_to():
 )
 def test_connect_fails(error, icmp, reset):
     scene = Scene(connect_error=error)
+    scene.now += 20  # the rate limit of errors counts from now, not from the SYN
     sent = scene.ready(ERROR | HANGUP)
     assert scene.facts & CLOSED
     assert scene.host.closed == "closed"
-    assert scene.tap.errors == ([error] if icmp else [])
+    assert scene.tap.errors == ([(error, scene.now)] if icmp else [])
     assert [s.flags for s in sent] == ([RST | ACK] if reset else [])
 
 
