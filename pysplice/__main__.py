@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from . import __version__
 from .config import Config, ConfigError, NamespaceFile, Process, check, options
 from .config.ports import Rule
-from .observe.log import Clock, Log, LogFile
+from .observe.log import Clock, Log, LogFile, print_text
 from .setup import files, privileges
 from .sockets import unix
 
@@ -59,7 +59,9 @@ def _main() -> int:
         config = options.parse(sys.argv[1:], as_pasta)
         rules = check.rules(config)
     except options.Usage as e:
-        return _print(e.what, name)
+        from .config import usage
+
+        return print_text(usage.help_text(name) if e.what == "help" else _version(name), name)
     except ConfigError as e:
         sys.stderr.write(f"{name}: {e}\n")
         return 1
@@ -79,27 +81,8 @@ def _main() -> int:
             log.warning(warning)
         return run(config, rules, log)
     except Exception as e:
-        text = str(e) if isinstance(e, ConfigError) else _described(e)
-        log.warning(text)
-        if log.file is not None:
-            # The caller must see it too
-            sys.stderr.write(f"{name}: {text}\n")
+        log.error(str(e) if isinstance(e, ConfigError) else _described(e))
         return 1
-
-
-def _print(what: str, name: str) -> int:
-    """Print the help or the version; 1 if that cannot be written."""
-    from .config import usage
-
-    text = usage.help_text(name) if what == "help" else _version(name)
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError:
-        # A full disk or a closed pipe: flushing what Python still holds would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    return 0
 
 
 def _version(name: str) -> str:
@@ -131,8 +114,8 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
 
     config, rules = _with_absolute_paths(config, rules)
     user = privileges.user_to_become(config.runas)
-    if privileges.is_root():
-        log.warning(_becoming(config, user))
+    if privileges.is_root() and not (config.runas and user is not None and user[0] != 0):
+        log.warning(_becoming(user))
     # Files are opened as the user who started this process; everything else is done as the user that it becomes
     owner = os.geteuid()
     pid_fd = files.open_pid_file(config.pid_file) if config.pid_file else -1
@@ -202,10 +185,10 @@ def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Confi
     return config, tuple(r._replace(path=os.path.abspath(r.path)) if r.path else r for r in rules)
 
 
-def _becoming(config: Config, user: tuple[int, int] | None) -> str:
+def _becoming(user: tuple[int, int] | None) -> str:
     """What root has to know when it starts this process."""
     if user is not None and user[0] != 0:
-        return f"started as root: changing to {config.runas or 'nobody'}"
+        return "started as root: changing to nobody"
     return "--runas root: the command is root on the host, and so is this process"
 
 
@@ -280,8 +263,10 @@ def _serve_command(
 
 def _summary(config: Config, log: Log, found: "Found", rules: tuple[Rule, ...], number: int) -> None:
     """Say what the guest got, where a user may want to know."""
-    if isinstance(config.target, Process) and not (config.foreground or config.as_pasta):
-        log.info(f"serving process {config.target.pid} as process {number}")
+    if config.attach and not (config.foreground or config.as_pasta):
+        target = config.target
+        served = f"process {target.pid}" if isinstance(target, Process) else "the namespace"
+        log.info(f"serving {served} as process {number}")
     if not (config.debug or config.log_file or (config.attach and config.foreground)):
         return
     template = found.guest.template

@@ -94,14 +94,17 @@ class Proxy:
             self._planes.forward.add(rule)
         self._planes.forward.scan()
 
-    def add(self, rule: Rule) -> None:
-        """Forward more; raises ConfigError."""
-        self._planes.forward.add(rule, running=True)
+    def add(self, rule: Rule) -> str:
+        """Forward more, and return what the user should know about it, or nothing; raises ConfigError."""
+        note = self._planes.forward.add(rule, running=True)
+        self._log.debug(f"{rule.protocol} of the {rule.side}: {rule} is forwarded")
         self._take_clients()  # one may have come while the keeper made a socket
+        return note
 
     def remove(self, rule: Rule) -> None:
         """Forward less; connections stay.  Raises ConfigError."""
         self._planes.forward.remove(rule)
+        self._log.debug(f"{rule.protocol} of the {rule.side}: {rule} is no longer forwarded")
 
     def _share_out(self) -> None:
         """Share the descriptors that listeners leave among the flows."""

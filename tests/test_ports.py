@@ -165,6 +165,12 @@ def test_a_port_that_takes_privileges(text, port, error, hint):
         ("[::1]:8080", "-t ::1/8080"),
         ("8080:80/tcp", "-t 8080:80"),
         ("53/udp", "-u 53"),
+        ("127.0.0.1:53:5353/udp", "-u 127.0.0.1/53:5353"),
+        ("127.0.0.1/80/tcp", "-t 127.0.0.1/80"),
+        ("22,unix:/x.sock:80", "an option of its own"),
+        ("/run/x.sock:80", "unix:/run/x.sock:80"),
+        ("eth0/80", "written %eth0"),
+        ("8080:10.0.0.1/80", "a target address needs a listening address"),
         ("unix:/x.sock", "the port is missing"),
     ),
 )

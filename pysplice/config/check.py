@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import Command, Config, ConfigError, Descriptor, NamespaceFile, Process, Target
-from .ports import GUEST, TCP, Rule, parse_all
+from .ports import GUEST, OPTIONS, TCP, Rule, parse_all
 from .values import MTU_MIN_IPV6, class_prefix, parse_int
 
 PID_MAX = 2**22  # PID_MAX_LIMIT of the kernel
@@ -103,11 +103,25 @@ def _without_effect(values: dict[str, Any], target: Target) -> list[str]:
         "--stats": values.get("stats") and background and "it is not for the background (-f)",
         "--new-session": values.get("new_session") and not command and "there is no COMMAND",
         "--no-pidns": not values.get("pidns", True) and not command and "there is no COMMAND",
+        "--no-netns-quit": not values.get("netns_quit", True) and command and "there is a COMMAND",
+        "--pcap": values.get("pcap") and values.get("splice_only") and "--splice-only has no tap",
         "--resolv-conf": values.get("resolv_conf") and not command and "there is no COMMAND",
+        "--dns": values.get("dns")
+        and not any(values.get(field) for field in ("dhcp_dns", "resolv_conf"))
+        and "there is neither --dhcp-dns nor --resolv-conf",
+        "--search": values.get("search")
+        and not any(values.get(field) for field in ("dhcp_search", "resolv_conf"))
+        and "there is neither --dhcp-search nor --resolv-conf",
         "--dns-host": values.get("dns_host")
         and not values.get("dns_forward")
         and "there is no --dns-forward",
     }
+    for option, text in values.get("ports", ()):
+        protocol = OPTIONS[option][1]
+        idle[f"{option} {text}"] = text != "none" and not values.get(protocol, True) and f"--no-{protocol}"
+        chunks = text.rpartition("/")[2].split(",")
+        named = any(chunk[:1].isdigit() for chunk in chunks)
+        idle[f"all in {option} {text}"] = "all" in chunks and named and "other ports are named"
     for version, off in ((4, "-6"), (6, "-4")):
         if values.get(f"ipv{version}", True):
             continue

@@ -34,6 +34,8 @@ from .values import (
     parse_user,
 )
 
+SHOWN_MAX = 6  # options in a message
+
 Values = dict[str, Any]  # by field of Config; see check.finish() for others
 
 # What an option does: to the values, under the spelling that was used, with the text of its value
@@ -180,15 +182,15 @@ OPTIONS: tuple[Option, ...] = (
         "Print a line about single packets too"),
     Option(("-q", "--quiet"), "", _switch(quiet=True), MESSAGES, "Print warnings and errors only"),
     Option(("-l", "--log-file"), "FILE", _value("log_file", parse_path), MESSAGES,
-        "Write messages to FILE, and nowhere else", first=True),
+        "Write messages to FILE instead of stderr; an error that ends pysplice at the start goes to both", first=True),
     Option(("--log-size",), "BYTES", _value("log_size", lambda t, o: parse_int(t, o, LOG_SIZE_MIN, 2**31 - 1)),
-        MESSAGES, "The largest size of that file; default: 1048576"),
+        MESSAGES, "The largest size of that file, at least 40960; default: 1048576"),
     Option(("--log-time",), "", _switch(log_time=True), MESSAGES,
         "Begin each line of the log with the date and time, not the seconds since the start"),
     Option(("--stats",), "SECONDS", _value("stats", lambda t, o: parse_int(t, o, 1, 86400)), MESSAGES,
         "Print flow and byte counts at this interval; not in the background", first=True),
     Option(("-p", "--pcap"), "FILE", _value("pcap", parse_capture), MESSAGES,
-        "Write all frames of the tap to FILE, for tcpdump and tshark", first=True),
+        "Write all frames of the tap to FILE, for tcpdump and tshark; /dev/stdout goes into a pipe", first=True),
     Option(("-e", "--stderr"), "", _no_effect, MESSAGES, ""),
 
     Option(("--tap", "-I", "--ns-ifname"), "NAME", _value("ifname", parse_ifname), DEVICE,
@@ -345,6 +347,11 @@ def parse(argv: Sequence[str], as_pasta: bool = False) -> Config:
         raise ConfigError(_getopt_message(e)) from None
     values: Values = {"as_pasta": as_pasta}
     for spelled, text in options:
+        whole = f"-{spelled}{text}"
+        if text == "--":
+            raise ConfigError(f"option {spelled} needs a value before --")
+        if whole in BY_NAME and whole.removeprefix("-") in argv:
+            raise ConfigError(f"'{whole[1:]}' is {spelled} with the value '{text}'; did you mean {whole}?")
         BY_NAME[spelled].action(values, spelled, text)
     return check.finish(values, words)
 
@@ -353,6 +360,10 @@ def _getopt_message(error: getopt.GetoptError) -> str:
     """getopt(3)'s message, which callers look for, and the nearest option."""
     import difflib
 
+    if "not a unique prefix" in error.msg:
+        names = sorted(name for name in BY_NAME if name.startswith(f"--{error.opt}"))
+        names[SHOWN_MAX:] = ["..."] if len(names) > SHOWN_MAX else []
+        return f"option --{error.opt} is ambiguous: {', '.join(names)}"
     if "not recognized" not in error.msg:
         return error.msg
     if len(error.opt) == 1:

@@ -24,11 +24,13 @@ OPTIONS = {"-t": (HOST, TCP), "-u": (HOST, UDP), "-T": (GUEST, TCP), "-U": (GUES
 
 _Fail = Callable[[str], ConfigError]
 
+_INTERFACE = re.compile(r"[a-z]+[0-9]*")
+
 # 127.0.0.1:8080:80 and 8080/tcp, as podman and docker write them
 _PUBLISHED = re.compile(
-    r"(?P<address>[0-9.]+|\[[0-9a-fA-F:]+\]):(?P<ports>[0-9]+(-[0-9]+)?(:[0-9]+(-[0-9]+)?)?)"
+    r"(?P<address>[0-9]+\.[0-9.]+|\[[0-9a-fA-F:]+\]):(?P<ports>[0-9]+(-[0-9]+)?(:[0-9]+(-[0-9]+)?)?)"
 )
-_WITH_PROTOCOL = re.compile(r"(?P<ports>[0-9:.,-]+)/(?P<protocol>tcp|udp)")
+_WITH_PROTOCOL = re.compile(r"(?P<ports>[0-9a-fA-F:.,/\[\]-]+)/(?P<protocol>tcp|udp)")
 
 
 class Rule(NamedTuple):
@@ -65,6 +67,10 @@ class Rule(NamedTuple):
         whole = self._replace(first=part.first, last=part.last, to_first=part.to_first, weak=part.weak)
         inside = self.first <= part.first <= part.last <= self.last
         return whole == part and inside and self.target(part.first) == part.to_first
+
+    def at(self, port: int) -> "Rule":
+        """This rule for one of its ports alone."""
+        return self._replace(first=port, last=port, to_first=self.target(port))
 
     def without(self, part: "Rule") -> tuple["Rule", "Rule"]:
         """What is left of this rule before and behind a part; a rule whose `last` is before `first` is empty."""
@@ -172,12 +178,19 @@ def _hint(text: str, option: str) -> str:
     match = _PUBLISHED.fullmatch(text)
     if match:
         address, ports = match["address"].strip("[]"), match["ports"]
-        if "." in address or ":" in address:
-            return f"an address goes before a slash: {option} {address}/{ports}"
+        return f"an address goes before a slash: {option} {address}/{ports}"
     match = _WITH_PROTOCOL.fullmatch(text)
     if match:
         right = ("-t" if match["protocol"] == TCP else "-u") if option in ("-t", "-u") else option
-        return f"the option says the protocol, -t for TCP and -u for UDP: {right} {match['ports']}"
+        ports = match["ports"]
+        published = _PUBLISHED.fullmatch(ports)
+        if published:
+            ports = f"{published['address'].strip('[]')}/{published['ports']}"
+        return f"the option says the protocol, -t for TCP and -u for UDP: {right} {ports}"
+    if f",{UNIX}" in text:
+        return "a UNIX socket takes an option of its own"
+    if text[:1] in ("/", ".") and ":" in text:
+        return f"a UNIX socket is written {UNIX}{text}"
     return ""
 
 
@@ -197,6 +210,12 @@ def _address(text: str, fail: _Fail) -> IPAddress:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
+        if re.match(r"[0-9]+(-[0-9]+)?:", text):
+            raise fail("a target address needs a listening address of the same version of IP") from None
+        if _INTERFACE.fullmatch(text):
+            raise fail(
+                f"'{text}' is neither a port nor an address; an interface is written %{text}"
+            ) from None
         raise fail(f"'{text}' is neither a port nor an address") from None
 
 

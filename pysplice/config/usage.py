@@ -145,7 +145,16 @@ def manual(version: str) -> str:
         lines += [".TP", f"\\fB{_roff(spec)}\\fR", _roff(meaning)]
     lines += [
         ".PP",
-        "The options add up.  A port that two of them name is an error, unless one of them follows (auto).",
+        "The options add up.  It is an error if two of them name the same port, unless one of them follows (auto): the"
+        " other gets the port.",
+        _roff(
+            "The default of -t, -u, -T and -U is auto.  So services on the host's loopback interface can be reached"
+        ),
+        "from the namespace, and servers in the namespace can be reached from the host's network.",
+        "none switches it off.",
+        ".SH NOTES",
+        "Started as root, pysplice and the command become nobody on the host, or the user of",
+        _roff("--runas: files that only root may read are closed to them.  --runas root keeps root."),
         ".SH EXIT STATUS",
     ]
     for status, meaning in EXIT_STATUS:

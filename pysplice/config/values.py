@@ -48,7 +48,7 @@ def parse_path(text: str, option: str) -> str:
 def parse_capture(text: str, option: str) -> str:
     """The path of a capture; a port mapping of podman's or docker's is refused."""
     match = PUBLISH.fullmatch(text)
-    if match and (":" in text or "/" in text):
+    if match:
         where, ports = match["address"], match["ports"]
         spec = f"{where.strip('[]')}/{ports}" if where else ports
         flag = "-u" if match["protocol"] == "udp" else "-t"
@@ -151,7 +151,8 @@ def parse_name(text: str, option: str) -> str:
     if len(text) > NAME_MAX or not all(
         re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})", label) for label in labels
     ):
-        raise ConfigError(f"invalid name for {option}: '{text[:SHOWN]}'")
+        hint = " (spaces separate names)" if "," in text else ""
+        raise ConfigError(f"invalid name for {option}: '{text[:SHOWN]}'{hint}")
     return text
 
 

@@ -1,19 +1,24 @@
 """`pysplice ctl PATH ...`: sends requests to a process that runs with -c PATH, and prints the answers.
 
-Owns nothing.  Imports `config`.
+Owns nothing.  Imports `config` and `observe`.
 """
 
+import contextlib
 import errno
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ..config.ports import OPTIONS, UNIX
+from ..observe.log import print_text
 
 TIMEOUT = 10.0  # seconds
+
+Request = dict[str, str] | list[dict[str, str]]  # see server.py
 
 USAGE = """\
 Usage: pysplice ctl PATH show
@@ -28,31 +33,30 @@ for the option, and del takes a part of a range too.  show lists rules, listener
 def main(words: Sequence[str]) -> int:
     """Run the words after `ctl`; the exit status."""
     words = list(words)
-    if words in (["-h"], ["--help"]):
-        sys.stdout.write(USAGE)
-        return 0
-    requests, problem = _requests(words)
+    if words[-1:] in (["-h"], ["--help"]):
+        return print_text(USAGE)
+    request, problem = _request(words)
     if problem:
-        sys.stderr.write(f"pysplice: {problem}; see pysplice ctl --help\n")
-        return 1
-    for request in requests:
-        try:
-            answer = _ask(words[0], request)
-        except (OSError, ValueError) as e:
-            reason = (
-                e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
-            )
-            sys.stderr.write(f"pysplice: cannot ask {words[0]}: {reason}{_hint(e)}\n")
-            return 1
-        if not answer.get("ok"):
-            sys.stderr.write(f"pysplice: {answer.get('error')}\n")
-            return 1
-        _print(answer)
-    return 0
+        return _fail(f"{problem}; see pysplice ctl --help")
+    try:
+        answer = _ask(words[0], request)
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
+        return _fail(f"cannot ask {words[0]}: {reason}{_hint(words[0], e)}")
+    if not answer.get("ok"):
+        return _fail(str(answer.get("error")))
+    for note in answer.get("notes", ()):
+        sys.stderr.write(f"pysplice: {note}\n")
+    return print_text(_text(answer))
 
 
-def _requests(words: list[str]) -> tuple[list[dict[str, str]], str]:
-    """The requests of a command line, or what is wrong with it."""
+def _fail(problem: str) -> int:
+    sys.stderr.write(f"pysplice: {problem}\n")
+    return 1
+
+
+def _request(words: list[str]) -> tuple[Request, str]:
+    """The request of a command line, or what is wrong with it."""
     if not words:
         return [], "ctl needs the PATH of a control socket, and show, add or del"
     if len(words) == 1:
@@ -60,25 +64,28 @@ def _requests(words: list[str]) -> tuple[list[dict[str, str]], str]:
     what, rest = words[1], words[2:]
     if what == "show":
         return (
-            ([{"do": "show"}], "") if not rest else ([], f"show takes no arguments, not '{' '.join(rest)}'")
+            ({"do": "show"}, "") if not rest else ([], f"show takes no arguments, not '{' '.join(rest)}'")
         )
     if what not in ("add", "del"):
         return [], f"ctl takes show, add or del, not '{what}'"
     if not rest:
         return [], f"{what} needs an option and ports, as in: {what} -t 8080:80"
-    requests = []
+    changes = []
     while rest:
         option = rest.pop(0)
         if option not in OPTIONS:
             return [], f"{what} needs one of -t, -u, -T and -U before '{option}'"
         if not rest:
             return [], f"{option} needs ports, as in: {what} {option} 8080:80"
-        requests.append({"do": what, "option": option, "ports": _absolute(rest.pop(0))})
-    return requests, ""
+        changes.append({"do": what, "option": option, "ports": _absolute(rest.pop(0))})
+    return changes, ""
 
 
-def _hint(error: Exception) -> str:
+def _hint(path: str, error: Exception) -> str:
     """What may have caused a failure to reach the socket."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return "; it is not a socket"
     if isinstance(error, ConnectionRefusedError):
         return "; the process that had this socket has ended"
     if isinstance(error, FileNotFoundError):
@@ -88,12 +95,14 @@ def _hint(error: Exception) -> str:
     return ""
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _text(answer: dict[str, Any]) -> str:
+    """An answer, as it is printed."""
+    lines = []
     for name, label in (("rules", "rule"), ("listening", "listening"), ("connections", "connection")):
-        for line in answer.get(name, ()):
-            sys.stdout.write(f"{label} {line}\n")
+        lines += [f"{label} {line}" for line in answer.get(name, ())]
     if "counts" in answer:
-        sys.stdout.write(f"{answer['counts']}\n")
+        lines.append(str(answer["counts"]))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _absolute(ports: str) -> str:
@@ -104,7 +113,7 @@ def _absolute(ports: str) -> str:
     return f"{UNIX}{os.path.abspath(path)}{colon}{port}" if path else ports
 
 
-def _ask(path: str, request: dict[str, str]) -> dict[str, Any]:
+def _ask(path: str, request: Request) -> dict[str, Any]:
     """The answer to a request; raises OSError or ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(TIMEOUT)

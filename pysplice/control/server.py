@@ -5,8 +5,10 @@ Owns its clients, which the keeper has let in (sockets/unix.py).  Imports `confi
     {"do": "show"}
     {"do": "add", "option": "-t", "ports": "8080:80"}
     {"do": "del", "option": "-t", "ports": "8080:80"}
+    [{"do": "add", ...}, {"do": "add", ...}]
 
-An answer has `ok`, and `error` or what was asked for.
+A list of changes is made as a whole or not at all.  An answer has `ok`, and `error` or what was asked for; `notes` are
+lines for the user.
 """
 
 # system calls (serve): recvfrom sendto
@@ -28,8 +30,8 @@ CLIENTS_MAX = 16
 class Forwarding(Protocol):
     """What is controlled."""
 
-    def add(self, rule: Rule) -> None:
-        """Forward more; raises ConfigError."""
+    def add(self, rule: Rule) -> str:
+        """Forward more, and return what the user should know about it, or nothing; raises ConfigError."""
 
     def remove(self, rule: Rule) -> None:
         """Forward less; raises ConfigError."""
@@ -82,37 +84,37 @@ class Control:
         """The answer to one request."""
         try:
             request = json.loads(line)
-            what = request["do"]
-            if what == "show":
+            if isinstance(request, dict) and request["do"] == "show":
                 return {"ok": True, **self._show()}
-            if what not in ("add", "del"):
-                raise ConfigError(f"unknown request '{what}'")
-            option, text = str(request["option"]), str(request["ports"])
-            if option not in OPTIONS or text == "none":
-                raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
-            self._change(what == "add", parse(option, *OPTIONS[option], text))
+            changes = request if isinstance(request, list) else [request]
+            notes = self._change([change for each in changes for change in _changes(each)])
         except ConfigError as e:
             return {"ok": False, "error": str(e)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {"ok": False, "error": "not a request"}
         except OSError as e:
             return {"ok": False, "error": e.strerror or str(e)}
-        return {"ok": True}
+        return {"ok": True, "notes": notes} if notes else {"ok": True}
 
-    def _change(self, add: bool, rules: list[Rule]) -> None:
-        """Add or remove all of these rules, or none; raises ConfigError."""
-        do, undo = self._forwarding.add, self._forwarding.remove
-        if not add:
-            do, undo = undo, do
-        done: list[Rule] = []
-        for rule in rules:
+    def _change(self, changes: list[tuple[bool, Rule]]) -> list[str]:
+        """Make all of these changes (True: add the rule) or none; lines for the user.  Raises ConfigError."""
+        done: list[tuple[bool, Rule]] = []
+        notes = []
+        for add, rule in changes:
             try:
-                do(rule)
+                if add:
+                    notes.append(self._forwarding.add(rule))
+                else:
+                    self._forwarding.remove(rule)
             except ConfigError:
-                for other in done:
-                    undo(other)
+                for added, other in reversed(done):
+                    if added:
+                        self._forwarding.remove(other)
+                    else:
+                        self._forwarding.add(other)
                 raise
-            done.append(rule)
+            done.append((add, rule))
+        return list(filter(None, notes))
 
     def _drop(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)
@@ -123,3 +125,14 @@ class Control:
         """Drop all clients."""
         for fd in list(self._clients):
             self._drop(fd)
+
+
+def _changes(request: Any) -> list[tuple[bool, Rule]]:
+    """The changes of a request; raises ConfigError, or what a text that is not a request raises."""
+    what = request["do"]
+    if what not in ("add", "del"):
+        raise ConfigError(f"unknown request '{what}'")
+    option, text = str(request["option"]), str(request["ports"])
+    if option not in OPTIONS or text == "none":
+        raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
+    return [(what == "add", rule) for rule in parse(option, *OPTIONS[option], text)]

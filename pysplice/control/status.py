@@ -8,7 +8,7 @@ import itertools
 from typing import Any
 
 from ..clients import ListenerClients
-from ..config.ports import OPTIONS
+from ..config.ports import GUEST, OPTIONS, Rule
 from ..datagram.plane import DatagramPlane
 from ..forward.forward import Forward
 from ..link.reader import Reader
@@ -44,6 +44,7 @@ class Status:
         udp = self._datagrams.flows
         pairs = zip(self._streams.bytes_moved(), spliced.bytes_moved(), strict=True)
         from_guest, to_guest = (describe.amount(sum(pair)) for pair in pairs)
+        unpassed = self._datagrams.unpassed + self._splices.datagrams.refused + self._reader.expired
         return (
             f"{self._streams.opened} connections ({len(self._streams)} open), "
             f"{self._streams.refused + self._clients.refused} refused for lack of room, "
@@ -51,14 +52,14 @@ class Status:
             f"{from_guest} from the guest, {to_guest} to it, "
             f"{udp.opened} UDP flows ({len(udp)} open), "
             f"{self._reader.invalid} frames dropped as invalid, "
-            f"{self._datagrams.unpassed + self._splices.datagrams.refused} datagrams not passed on"
+            f"{unpassed} datagrams not passed on"
         )
 
     def show(self) -> dict[str, Any]:
         """Rules, listeners, flows and counts, as lines of text."""
         listeners = self._forward.listeners
         listening = (
-            f"{_option(held.rule)} {held.rule.address or '*'} port {held.port}"
+            f"{_option(held.rule)} {_where(held.rule)} port {held.port}"
             for held in listeners.all()
             if not held.rule.path
         )
@@ -75,6 +76,11 @@ class Status:
             "connections": describe.first(flows, count),
             "counts": self.counts(),
         }
+
+
+def _where(rule: Rule) -> str:
+    """Where the listeners of a rule are."""
+    return "loopback" if rule.side == GUEST else str(rule.address or "*")
 
 
 def _option(rule: Any) -> str:

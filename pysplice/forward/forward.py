@@ -23,6 +23,7 @@ OPEN_PER_TURN = 64  # ports, while we serve
 FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else gets its turn
 SCAN_EVERY = 1.0  # seconds, as pasta
 SOON = 0.01
+OPEN_EVERY = 0.001  # seconds between turns
 
 UNPRIVILEGED_PATH = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
@@ -69,8 +70,8 @@ class Forward:
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
         self._scan_timer = loop.timer(self.scan)
-        self._unfinished = False  # the last scan has left ports for the next one one
-        self._asked: set[tuple[Rule, int]] = set()
+        self._unfinished = False  # the last scan has left ports for the next one
+        self._asked: set[tuple[str, int]] = set()  # of the agent: protocol and port
         self._complained: set[tuple[Rule, int]] = set()
         self.changed: Callable[[], object] = lambda: None
 
@@ -84,10 +85,11 @@ class Forward:
 
     # Rules
 
-    def add(self, rule: Rule, running: bool = False) -> None:
+    def add(self, rule: Rule, running: bool = False) -> str:
         """Follow a rule from now on; raises ConfigError if its ports cannot be bound.
 
-        With `running`, optional ports (`all`) are opened a few at a time.
+        With `running`, optional ports (`all`) are opened a few at a time.  The result: what the user should know about
+        them, or nothing.
         """
         how = self._addressing
         if rule.address is not None and not (how.ipv4 if rule.address.version == 4 else how.ipv6):
@@ -105,13 +107,25 @@ class Forward:
                     self.listeners.close_port(other, port)
         if rule.side == GUEST and not self._guest.available:
             raise ConfigError("there is no process in the namespace that could listen there")
+        note = ""
         if not rule.auto and running and rule.weak:
-            self._opening[rule] = self._ports(rule)
+            ports = self._ports(rule)
+            note = self._left_out(rule, ports.bit_count() - max(self._most - len(self.listeners), 0))
+            self._opening[rule] = ports
             self._open_timer.by(self._loop.now())
         elif not rule.auto:
-            self._open_all(rule)
+            note = self._open_all(rule)
         self.rules.append(rule)
         self._changed()
+        return note
+
+    def _left_out(self, rule: Rule, ports: int) -> str:
+        """Warn of ports that there are no descriptors for; the warning, or nothing."""
+        if ports <= 0:
+            return ""
+        text = f"'{rule}': {ports} ports are left out for lack of descriptors"
+        self._log.warning(text)
+        return text
 
     def remove(self, rule: Rule) -> None:
         """Close the listeners of a rule, or of a part of a rule; connections stay.
@@ -120,7 +134,7 @@ class Forward:
         """
         whole = next((other for other in self.rules if other.has_part(rule)), None)
         if whole is None:
-            near = next((other for other in self.rules if overlap(rule, other)), None)
+            near = next((other for other in self.rules if not other.auto and overlap(rule, other)), None)
             raise ConfigError(f"'{rule}' is not forwarded" + (f", but '{near}' is" if near else ""))
         self.rules.remove(whole)
         self._wanted.pop(whole, None)
@@ -162,7 +176,7 @@ class Forward:
                     break
                 if not turn:
                     self._opening[rule] = ports
-                    self._open_timer.by(self._loop.now() + SOON)
+                    self._open_timer.by(self._loop.now() + OPEN_EVERY)
                     self.changed()
                     return
                 turn -= 1
@@ -172,18 +186,18 @@ class Forward:
                 del self._opening[rule]
         self.changed()
 
-    def _open_all(self, rule: Rule) -> None:
-        """Open all ports of a rule, now; raises ConfigError."""
+    def _open_all(self, rule: Rule) -> str:
+        """Open all ports of a rule, now, and return what the user should know; raises ConfigError."""
         error: OSError | None = None
         failed = 0
+        note = ""
         for port in ones(self._ports(rule)):
             if len(self.listeners) >= self._most:
                 if not rule.weak:
                     error = OSError(errno.EMFILE, "too many ports for this limit of descriptors")
                     failed = port
                     break
-                left = (self._ports(rule) >> port).bit_count()
-                self._log.warning(f"'{rule}': {left} ports are left out for lack of descriptors")
+                note = self._left_out(rule, (self._ports(rule) >> port).bit_count())
                 break
             try:
                 self.listeners.add(rule, port, self.listeners.bind(rule, port))
@@ -196,6 +210,7 @@ class Forward:
             for port in ones(opened):
                 self.listeners.close_port(rule, port)
             raise ConfigError(_cannot_listen(rule, failed, error, self._unprivileged))
+        return note
 
     # Ports that follow others
 
@@ -266,15 +281,17 @@ class Forward:
                 self.listeners.add(rule, port, self.listeners.bind(rule, port))
             except OSError as e:
                 self._complain(key, e.errno or errno.EIO)
-        elif key not in self._asked:
-            self._asked.add(key)
+        elif (rule.protocol, port) not in self._asked:
+            self._asked.add((rule.protocol, port))
 
             def done(socks: list[socket.socket], error: int) -> None:
-                self._asked.discard(key)
+                self._asked.discard((rule.protocol, port))
+                # The rule may be a smaller one by now (remove())
+                owner = next((other for other in self.rules if other.has_part(rule.at(port))), None)
                 if error:
                     self._complain(key, error)
-                elif rule in self.rules and key not in self.listeners:
-                    self.listeners.add(rule, port, socks[0])
+                elif owner is not None and (owner, port) not in self.listeners:
+                    self.listeners.add(owner, port, socks[0])
                 else:
                     socks[0].close()
 

@@ -35,13 +35,15 @@ class Reader(Protocol):
     def read_last(self) -> None: ...
     @property
     def invalid(self) -> int: ...
+    @property
+    def expired(self) -> int: ...
     def close(self) -> None: ...
 
 
 class NoReader:
     """Without a tap nothing is read."""
 
-    invalid = 0
+    invalid = expired = 0
 
     def fileno(self) -> int:
         return -1
@@ -85,6 +87,11 @@ class TapReader:
     def invalid(self) -> int:
         """How many frames were dropped as invalid."""
         return sum(self._tap.dropped.values())
+
+    @property
+    def expired(self) -> int:
+        """How many packets had no hops left."""
+        return self._link.expired
 
     def on_ready(self, now: float) -> None:
         """The tap holds frames; raises TapGone once it cannot be read."""

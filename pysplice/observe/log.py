@@ -21,6 +21,24 @@ CUT = 0.3
 DATE = "%Y-%m-%d %H:%M:%S"
 
 
+def print_text(text: str, name: str = "pysplice") -> int:
+    """Print what the user has asked for on stdout; the exit status, 1 with a line on stderr if that cannot be done."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        reason = ""  # the reader has seen enough
+    except OSError as e:
+        reason = e.strerror or str(e)
+    else:
+        return 0
+    # What Python still holds would fail again
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if reason:
+        sys.stderr.write(f"{name}: cannot write the output: {reason}\n")
+    return 1
+
+
 class Clock:
     """What a line begins with: the seconds since the start, or with `absolute` the local date and time."""
 
@@ -137,6 +155,14 @@ class Log:
     def warning(self, text: str, aloud: bool = False) -> None:
         """Something that the user has to know."""
         self._print("warning:", text, f"{self._name}: ", aloud)
+
+    def error(self, text: str) -> None:
+        """What ends this process: in the file, if there is one, and on stderr."""
+        if self.file is not None:
+            self.file.write("error:", text)
+            sys.stderr.write(f"{self._name}: {text}\n")
+        else:
+            self._print("error:", text, f"{self._name}: ")
 
     def info(self, text: str) -> None:
         """Something that the user has asked for."""

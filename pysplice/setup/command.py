@@ -68,7 +68,9 @@ def spawn(config: Config, target: Command) -> Init:
     try:
         pid = libc.clone(flags | signal.SIGCHLD)
     except OSError as e:
-        raise ConfigError(f"cannot make namespaces: {e.strerror}{_why(e.errno or 0)}") from None
+        raise ConfigError(
+            f"cannot make namespaces: {e.strerror}{_why(e.errno or 0, target.user_namespace)}"
+        ) from None
     if pid == 0:
         ours.close()
         children.run(_main, theirs, config, target, uid, gid)
@@ -77,8 +79,10 @@ def spawn(config: Config, target: Command) -> Init:
     return Init(pid, ours)
 
 
-def _why(error: int) -> str:
+def _why(error: int, user_namespace: bool) -> str:
     """What may have caused a failure to make namespaces."""
+    if error == errno.EPERM and not user_namespace:
+        return "; without a user namespace (--netns-only) this requires privileges"
     if error == errno.ENOSPC:
         return f"; no user namespace may be made, see user.max_user_namespaces ({USERNS_MAX_PATH})"
     if error == errno.EPERM:
@@ -219,6 +223,8 @@ def _exec(program: str, argv: list[str], name: str, as_pasta: bool) -> NoReturn:
         os.execv(_find(program), argv)
     except OSError as e:
         hint = "; options go before the PID" if program.isdigit() else ""
+        if program == "ctl":
+            hint = "; ctl is the first word, before any option"
         os.write(2, f"{name}: cannot run '{program}': {e.strerror}{hint}\n".encode())
         if not as_pasta:
             status = NOT_FOUND if isinstance(e, FileNotFoundError) else NOT_EXECUTABLE

@@ -118,7 +118,11 @@ def _open_namespace(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise ConfigError(f"cannot open the namespace {path}: {e.strerror}") from None
+        hint = ""
+        if isinstance(e, PermissionError):
+            was_root = os.geteuid() != 0 and privileges.may_mount()
+            hint = "; --runas root lets root keep its access" if was_root else "; it is another user's"
+        raise ConfigError(f"cannot open the namespace {path}: {e.strerror}{hint}") from None
 
 
 def _enter(net_fd: int, user_fd: int, target: Process | NamespaceFile | None = None) -> None:

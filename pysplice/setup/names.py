@@ -28,11 +28,11 @@ class Names(NamedTuple):
     found: bool
 
     def resolv_conf(self, forward: tuple[IPAddress, ...]) -> str:
-        """The text of a resolv.conf(5) with the addresses of --dns-forward, or else the name servers."""
+        """The text of a resolv.conf(5) with the addresses of --dns-forward, or else the name servers; never empty."""
         lines = [f"nameserver {server}" for server in forward or self.servers]
         if self.search:
             lines.append("search " + " ".join(self.search))
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, ""]) or "\n"
 
 
 def parse(text: str) -> tuple[list[IPAddress], list[str]]:

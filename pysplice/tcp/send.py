@@ -121,7 +121,7 @@ class Send:
         advance = seq.diff(run.ack, self.seq_ack_from_tap)
         in_flight = seq.diff(self.seq_to_tap, self.seq_ack_from_tap)
         if advance < 0:
-            return 0 if advance >= -min(self.wnd_max, self.bytes_acked) else UNACCEPTABLE
+            return 0 if advance >= -min(self.wnd_max, self.bytes_acked + self.ended) else UNACCEPTABLE
         if advance > in_flight:
             return UNACCEPTABLE
         wnd = run.window << self.ws_from_tap

@@ -22,20 +22,26 @@ def ours(world, *words, check=False, **kwargs):
     return world.host.run(*PYSPLICE, *words, check=check, env=ENVIRONMENT, **kwargs)
 
 
-@pytest.mark.parametrize("option", ("--help", "--version"))
+@pytest.mark.parametrize("option", ("--help", "--version", "ctl --help"))
 @pytest.mark.parametrize("sink", ("full", "closed"))
 def test_a_text_that_cannot_be_written(option, sink):
-    """To a full disk or a pipe that nobody reads: quiet, with status 1."""
+    """To a full disk, or a pipe whose reader has seen enough."""
     if sink == "full":
         out = os.open("/dev/full", os.O_WRONLY)
     else:
         reader, out = os.pipe()
         os.close(reader)
     result = subprocess.run(
-        [*PYSPLICE, option], stdout=out, stderr=subprocess.PIPE, timeout=30, check=False, env=ENVIRONMENT
+        [*PYSPLICE, *option.split()],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+        env=ENVIRONMENT,
     )
     os.close(out)
-    assert (result.returncode, result.stderr) == (1, b"")
+    said = b"pysplice: cannot write the output: No space left on device\n"
+    assert (result.returncode, result.stderr) == (1, said if sink == "full" else b"")
 
 
 def test_the_name_that_it_was_called_by(tmp_path):
@@ -119,15 +125,21 @@ def as_user(world, *words, **kwargs):
 def mistakes(world, folder):
     (folder / "file").touch()
     return (
-        (("-c", str(folder / "file"), "--", "true"), "there is a file that is no socket"),
+        (("-c", str(folder / "file"), "--", "true"), "a file that is not a socket is there"),
         (
             ("--netns", world.guest.path, *NONE),
             "be root, or name the user namespace that owns it (--userns)",
         ),
+        (
+            ("--netns-only", *NONE, "--", "true"),
+            "without a user namespace (--netns-only) this requires privileges",
+        ),
+        (("ctl", str(folder / "file"), "show"), "it is not a socket"),
+        (("-config-net", "--", "true"), "did you mean --config-net?"),
     )
 
 
-@pytest.mark.parametrize("number", range(2), ids=("control socket", "namespace"))
+@pytest.mark.parametrize("number", range(5), ids=("socket", "namespace", "netns-only", "ctl", "dash"))
 def test_mistakes_of_a_user(world, tmp_path, number):
     words, message = mistakes(world, tmp_path)[number]
     result = as_user(world, *words, cwd="/")
@@ -205,3 +217,55 @@ def test_a_part_of_a_range_is_taken_out(world, tmp_path):
     with socket.socket():
         assert "rule -u 9001\n" in ctl("show").stdout
     assert process.poll() is None
+
+
+def test_changes_of_one_command_are_made_together_or_not_at_all(world, tmp_path):
+    path = tmp_path / "control"
+    process = world.pysplice("--config-net", *NONE, "-d", "-t", "9000", "-c", str(path))
+    with world.host.listen(world.HOST4, 9002):
+        result = ours(world, "ctl", str(path), "add", "-u", "9001", "-t", "9002")
+    assert result.returncode == 1 and "port 9002 (tcp)" in result.stderr
+    result = ours(world, "ctl", str(path), "del", "-t", "9000", "-t", "9004")
+    assert result.returncode == 1 and "'9004' is not forwarded" in result.stderr
+    assert (
+        "rule -t 9000\n" in (shown := ours(world, "ctl", str(path), "show").stdout) and "9001" not in shown
+    )
+    assert ours(world, "ctl", str(path), "add", "-u", "9001", "-T", "9003").returncode == 0
+    shown = ours(world, "ctl", str(path), "show").stdout
+    assert "rule -u 9001\n" in shown and "rule -T 9003\n" in shown
+    command = " ".join([*PYSPLICE, "ctl", str(path), "show"])
+    result = world.host.run("sh", "-c", f"{command} >/dev/full", check=False, env=ENVIRONMENT)
+    assert result.returncode == 1 and "No space left on device" in result.stderr
+    process.terminate()
+    assert "udp of the host: 9001 is forwarded" in process.communicate(timeout=10)[1]
+
+
+def test_ports_that_are_left_out(world, tmp_path):
+    """More ports than descriptors: the one who asks is told."""
+    path = tmp_path / "control"
+    words = (*PYSPLICE, "--config-net", *NONE, "-c", str(path), "--", "sleep", "60")
+    process = world.host.spawn(
+        "prlimit", "--nofile=300:300", *words, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+    )
+    try:
+        until(lambda: path.exists() and ours(world, "ctl", str(path), "show").returncode == 0)
+        result = ours(world, "ctl", str(path), "add", "-u", "all")
+    finally:
+        stop(process)
+    assert result.returncode == 0
+    assert re.search(r"'all': \d+ ports are left out for lack of descriptors\n", result.stderr)
+
+
+@pytest.mark.parametrize("path", ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"))
+def test_a_capture_to_a_pipe(world, path):
+    command = " ".join(
+        [*PYSPLICE, "-q", "--config-net", *NONE, "-p", path, "ping", "-c1", "-W1", "192.0.2.1"]
+    )
+    result = world.host.run("sh", "-c", f"{command} | od -An -tx1 -N4", check=False, env=ENVIRONMENT)
+    assert result.stdout.split() == ["d4", "c3", "b2", "a1"]
+
+
+def test_no_name_servers_at_all(world):
+    options = ("-D", "none", "-S", "none", "--resolv-conf")
+    result = ours(world, "--config-net", *NONE, *options, "--", "cat", "/etc/resolv.conf")
+    assert (result.returncode, result.stdout.strip()) == (0, "")

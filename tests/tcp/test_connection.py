@@ -703,6 +703,16 @@ def test_a_fin_on_a_closed_window():
     assert answer.window == 0
 
 
+def test_data_that_our_acknowledged_fin_has_overtaken():
+    """The segment was sent before the guest saw our FIN: its acknowledgement is one less, and its data counts."""
+    scene = Scene().established()
+    (fin,) = scene.remote(eof=True)
+    assert fin.flags == FIN | ACK
+    scene.ack(1)
+    scene.guest(b"overtaken", ack=seq.add(scene.acked, -1))
+    assert bytes(scene.host.outbox) + bytes(scene.host.wire) == b"overtaken"
+
+
 def test_the_window_of_an_older_segment_does_not_count():
     """RFC 9293, 3.10.7.4: SND.WL1 and SND.WL2."""
     scene = Scene().established()
