@@ -1,29 +1,33 @@
 """pysplice: a network namespace on the host's network, without privileges.
 
-The map.  Each room imports only rooms that stand below it; a test checks this list against the imports.
+The map.  Each room imports only rooms that stand below it; a test checks this list against the imports.  A name with a
+slash is a folder, and its __init__.py lists its files.
 
     __main__      the command: argv, set-up, exit status
-    assemble      the composition root: a Config and what set-up has found become a Proxy
-    proxy         one tap and its planes: start, and orderly end
-    control       requests at run time: server, the client `pysplice ctl`, and the texts that they show
-    clients       what becomes of the clients of listeners
-    ending        the orderly end: what the guest has sent still goes out
-    splice        the plane of spliced flows: loopback to loopback, without the tap
-    datagram      the plane of flows without a stream: UDP, echo, fragments
-    stream        the plane of TCP: flows, how they are opened, and their host sockets
-    forward       forwarded ports: rules, listeners, the scan, and where clients are led
-    link          the guest's link: the tap, ARP, NDP, DHCP, DHCPv6, ICMP errors
+    assemble      the composition root: which planes and services of the link there are, and what values they get
+    proxy         one tap and its planes: start; at the end it closes listeners and sets how long silence is borne
+    control/      requests at run time: server, the client `pysplice ctl`, and the texts that they show
+    clients       takes the clients of listeners, and decides for each: splice, or through the tap
+    ending        waits, with a bound, until what the guest has sent is delivered
+    splice/       the plane of spliced flows: loopback to loopback, without the tap
+    datagram/     the plane of flows without a stream: UDP, echo, fragments
+    stream/       the plane of TCP: flows, how they are opened, and their host sockets
+    forward/      forwarded ports: rules, listeners, the scan, and which addresses clients are led to
+    link/         the guest's link: the tap, ARP, NDP, DHCP, DHCPv6, ICMP errors
     host_address  the host's own address, as it changes
-    setup         once, before the loop: namespaces, command, tap, addresses, privileges, sandbox
-    observe       what looks on: log, descriptions, the trace of windows
+    setup/        once, before the loop: namespaces, command, tap, addresses, privileges, sandbox
+    observe/      what looks on: log, descriptions, the trace of windows
     translate     what an address means on the other side of the tap
     budget        how many descriptors each kind of flow may have, and how much memory
-    config        the options: one table, the grammar of values and ports, every cross-check
-    sockets       where sockets come from: one typed request, a maker on each side
+    config/       the options: one table, the grammar of values and ports, every cross-check
+    sockets/      where sockets come from: one typed request, a maker on each side
     loop          the event loop: readable descriptors, and one heap of timers
-    tcp           the protocol: one Connection per flow, no I/O; its docstring has the theory
+    tcp/          the protocol: one Connection per flow, no I/O; its docstring has the theory
     wire          header layouts
-    _cext         C: moves bytes, computes checksums, reads the state of sockets; see _cext.pyi
+    _cext         C, in ../cext (runs.c groups segments, module.c has the types): moves bytes, computes checksums, reads
+                  the state of sockets; _cext.pyi describes it
+
+docs/hacking.md has recipes, says which files are generated, and which tests drive what.
 
 The path of one frame from the guest.  The tap is readable, so the loop calls `Proxy`, which calls `TapReader`
 (link/reader.py).  `TapDevice.drain` reads a batch of frames, and groups the segments in it into runs, a few numbers

@@ -116,7 +116,7 @@ def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
         from_guest = _from_guest(common, tap, epoll, flows, packets)
         way = TapWay(from_guest.udp, flows, neighbours, translation, common.policy, config.mac)
         clients = Clients(flows, packets, spliced, way, common.policy, log)
-        from_guest.udp.published = clients
+        from_guest.udp.forwarded = clients
         datagrams = DatagramPlane(epoll, flows, from_guest, clients, loop, log)
         stream = _stream_plane(common, tap, neighbours, trace)
         responder = make_responder(config, template, found.names)
@@ -352,6 +352,7 @@ def make_responder(config: Config, template: Template, names: Names) -> Responde
         )
     if config.dhcpv6 and ipv6 and ipv6.addresses:
         lease6 = dhcpv6.Lease(source, ipv6.addresses[0].ip.packed, dns6, search, config.fqdn)
+    # With --config-net the tap has its addresses and routes: an advertisement would add others
     if config.ra and not config.config_net and ipv6 is not None:
         prefix = ipv6.addresses[0].ip.packed if ipv6.addresses else None
         router = ndp.Router(config.mac, source, prefix, mtu, lease6 is not None, dns6, search)

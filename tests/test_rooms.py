@@ -55,7 +55,7 @@ def imported_rooms(path: Path) -> set[str]:
 
 def the_map() -> list[str]:
     """The rooms as the map has them, from the top down."""
-    return re.findall(r"^    (\w+) {2,}\S", pysplice.__doc__, re.MULTILINE)
+    return re.findall(r"^    (\w+)/? {2,}\S", pysplice.__doc__, re.MULTILINE)
 
 
 def test_the_map_has_all_rooms():

@@ -1,4 +1,4 @@
-"""Clients of published UDP ports: the listener's own socket receives and sends for all of them.
+"""Clients of forwarded UDP ports: the listener's own socket receives and sends for all of them.
 
 Owns nothing: the listeners are `forward`'s, the flows are in the table.  Imports `_cext`, `forward`, `link`,
 `observe`, `translate`, `wire` and the files of this room.
@@ -150,7 +150,7 @@ class Clients:
         self._log = log
         self._ports: dict[socket.socket, Port] = {}
         # Listeners at all addresses, by the port of the guest's that they lead to
-        self._published: dict[int, Listener] = {}
+        self._forwarded: dict[int, Listener] = {}
         # By listener; then by client and the address that it has called, or by client alone
         self._by_call: dict[socket.socket, dict[tuple[bytes, bytes], TapFlow]] = {}
         self._by_peer: dict[socket.socket, dict[bytes, TapFlow]] = {}
@@ -163,12 +163,12 @@ class Clients:
         sock, rule = listener.sock, listener.rule
         routes.tune(sock)
         errors.enable(sock)
-        # A guest may send to a broadcast address from a port that is published
+        # A guest may send to a broadcast address from a port that is forwarded
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self._by_call[sock], self._by_peer[sock] = {}, {}
         self._ports[sock] = Port(sock)
         if rule.is_at_all_addresses:
-            self._published.setdefault(listener.target, listener)
+            self._forwarded.setdefault(listener.target, listener)
 
     def closed(self, listener: Listener) -> None:
         """A listener is being closed; its flows end with it."""
@@ -176,18 +176,18 @@ class Clients:
         port = self._ports.pop(sock, None)
         if port is not None:
             port.closed = True
-        held = self._published.get(listener.target)
+        held = self._forwarded.get(listener.target)
         if held is not None and held.sock is sock:
-            del self._published[listener.target]
+            del self._forwarded[listener.target]
         for flow in list(self._by_call.pop(sock, {}).values()):
             self._flows.remove(flow)
         self._by_peer.pop(sock, None)
         self._spliced.forget(sock)
 
-    # What the guest sends from a published port (see udp.Published)
+    # What the guest sends from a forwarded port (see udp.Forwarded)
 
     def port_of(self, number: int, guest: bytes) -> Port | None:
-        listener = self._published.get(number)
+        listener = self._forwarded.get(number)
         if listener is None or guest not in (self._policy.guest4, self._policy.guest6):
             return None
         port = self._ports[listener.sock]

@@ -180,7 +180,7 @@ class DatagramPlane:
             self._expire_later(now)
 
     def arrived(self, listener: Listener, failed: bool, splices: bool, now: float) -> None:
-        """A published port has datagrams, or errors too if `failed`; see Clients.on_ready()."""
+        """A forwarded port has datagrams, or errors too if `failed`; see Clients.on_ready()."""
         try:
             self.clients.on_ready(listener, failed, splices, now)
         except Exception as e:

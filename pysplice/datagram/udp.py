@@ -7,7 +7,7 @@ Which hosts may answer is a filter (RFC 4787, REQ-8), address-dependent by defau
 that was asked, and any address once a group was asked.  Each answer is handed on with the address that it came from.
 Payload stays in C, in batches.
 
-Where the guest's port is published, the listener's socket is also the guest's; clients.py has those.
+Where the guest's port is forwarded, the listener's socket is also the guest's; clients.py has those.
 """
 
 import errno
@@ -68,7 +68,7 @@ class Rules(NamedTuple):
         return wire.is_group(address) or address in self.broadcasts
 
 
-class Published(Protocol):
+class Forwarded(Protocol):
     """The methods of the listeners whose ports the guest sends from."""
 
     def port_of(self, number: int, guest: bytes) -> Port | None:
@@ -103,7 +103,7 @@ class Udp:
         self._rules = rules
         self._next_hops = next_hops
         self._log = log
-        self.published: Published | None = None  # set once, when the listeners are there
+        self.forwarded: Forwarded | None = None  # set once, when the listeners are there
         self.filtered = 0  # datagrams of hosts that were not asked
         self.undelivered = 0  # datagrams of the guest's that could not be sent
 
@@ -187,7 +187,7 @@ class Udp:
             interface = socket.if_nametoindex(target.interface) if target.interface else 0
             if group and not interface and len(called) == 16:
                 interface = self._translation.scope
-            port = self.published.port_of(wire.key_source_port(key), guest) if self.published else None
+            port = self.forwarded.port_of(wire.key_source_port(key), guest) if self.forwarded else None
             if port is None:
                 port = self._endpoints.get(key, host, mac)
         except OSError as e:
@@ -203,8 +203,8 @@ class Udp:
             self._endpoints.add(port, flow, called)
             if group:
                 port.open_until = now + self._rules.timeout
-        elif self.published is not None:
-            self.published.adopt(port, flow)
+        elif self.forwarded is not None:
+            self.forwarded.adopt(port, flow)
         self._flows.add(flow)
         if self._log.debug_on:
             self._log.debug(f"udp {flow.name()}")
@@ -321,4 +321,4 @@ class Udp:
     def _flow_of(self, port: Port, address: bytes) -> TapFlow | None:
         if isinstance(port, Endpoint):
             return port.peers.get(address)
-        return self.published.flow_of(port, address) if self.published is not None else None
+        return self.forwarded.flow_of(port, address) if self.forwarded is not None else None

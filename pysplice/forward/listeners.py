@@ -116,7 +116,7 @@ class Listeners:
         try:
             return self._host.make(request)
         except OSError as e:
-            # The guest may have sent from this port before it was published
+            # The guest may have sent from this port before it was forwarded
             taken = e.errno == errno.EADDRINUSE and rule.protocol == UDP
             if not taken or not self._takers.release(port):
                 raise

@@ -6,5 +6,5 @@ reader.py      reads the tap, batch by batch
 plane.py       what happens to a frame that is not TCP
 responder.py   ARP, neighbour discovery, DHCP and DHCPv6 as one
 arp.py, ndp.py, dhcp.py, dhcpv6.py, icmp.py    one protocol each; bytes in, bytes out
-advertise.py   unsolicited router advertisements
+advertise.py   unsolicited router advertisements; ../assemble.py decides which services there are
 """

@@ -54,8 +54,8 @@ Opening
 The guest's SYN makes a socket and starts connect().  The guest gets its SYN-ACK (``agree``) when, and only
 when, the connection is established on the host.  If connect() is refused, the guest gets a RST; if the network is
 unreachable, it gets the ICMP error that says so (``unreachable``); if no host answers, the guest's SYN gets no
-answer either.  So connect() in the guest ends as it would have ended on the host.  The SYN-ACK is repeated while
-``SYN_ACK_RETRIES`` last.
+answer either (``refuse``; ``stream/open.py`` does the same for an error that connect() reports at once).  So connect()
+in the guest ends as it would have ended on the host.  The SYN-ACK is repeated while ``SYN_ACK_RETRIES`` last.
 
 A connection that comes from the host is opened the other way round.  It is already established there (by accept()), so
 it begins with ``SOCK_CONNECTED``, and ``open`` asks the guest with a SYN (``ask``, ``TAP_SYN_SENT``).  The guest's
