@@ -193,9 +193,10 @@ class Proxy:
     def _watch_end(self, watch: Watch, ended: Callable[[], int]) -> None:
         def look() -> None:
             if watch.gone():
+                status = ended()
                 if watch.fd >= 0:
                     self._loop.unwatch(watch.fd)
-                self._end(ended())
+                self._end(status)
             elif watch.polled:
                 self._loop.at(self._loop.now() + POLL_EVERY, look)
 

@@ -1,9 +1,13 @@
-"""Observation: the trace of windows."""
+"""Observation: the log file, and the trace of windows."""
 
 import io
 import json
+import os
+
+import pytest
 
 from pysplice.loop import NEVER
+from pysplice.observe.log import Clock, LogFile
 from pysplice.observe.trace import BUFFER_BYTES, FLUSH_AFTER, WindowTrace
 
 from .support.loops import FakeLoop
@@ -65,3 +69,26 @@ def test_a_file_that_cannot_be_written_ends_the_trace():
         traced.flush()
     traced.close()
     assert warnings == ["the trace of windows ends: No space left on device"]
+
+
+@pytest.mark.parametrize("kind", ("device", "pipe"))
+def test_a_log_that_cannot_be_shortened(kind):
+    """It has no bound; nothing is raised."""
+    reader, fd = os.pipe() if kind == "pipe" else (-1, os.open("/dev/null", os.O_RDWR))
+    log = LogFile(fd, 4000, "pysplice", Clock(absolute=False))
+    for _ in range(100):
+        log.write("info:", "x" * 100)
+    os.close(fd)
+    if kind == "pipe":
+        assert os.read(reader, 65536).count(b"\n") == 101
+        os.close(reader)
+
+
+def test_a_log_keeps_its_first_line_and_its_newest(tmp_path):
+    fd = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+    log = LogFile(fd, 4000, "pysplice", Clock(absolute=False))
+    for n in range(1000):
+        log.write("info:", f"line {n}")
+    os.close(fd)
+    text = (tmp_path / "log").read_text()
+    assert len(text) <= 4000 and text.startswith("pysplice: ") and text.endswith("line 999\n")

@@ -450,3 +450,6 @@ def test_icmp_errors_by_the_bucket():
     assert sum(limit.allows(1.0) for _ in range(50)) == 10
     assert sum(limit.allows(1.1) for _ in range(50)) == 10  # a tenth of a second later
     assert limit.held_back == 80
+    # A time that lies back gives and takes nothing
+    assert not limit.allows(0.5)
+    assert sum(limit.allows(1.25) for _ in range(50)) == 10

@@ -13,6 +13,7 @@ lines for the user.
 
 # system calls (serve): recvfrom sendto
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Control:
         self._forwarding = forwarding
         self._show = show
         self._loop = loop
-        self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._clients: dict[socket.socket, bytearray] = {}  # and what each has sent of its next line
 
     def take(self, client: socket.socket) -> None:
         """Serve a client."""
@@ -52,12 +53,11 @@ class Control:
             # The client that has been connected longest gives way
             self._drop(next(iter(self._clients)))
         client.setblocking(False)
-        fd = client.fileno()
-        self._clients[fd] = (client, bytearray())
-        self._loop.watch(fd, partial(self._read, fd))
+        self._clients[client] = bytearray()
+        self._loop.watch(client.fileno(), partial(self._read, client))
 
-    def _read(self, fd: int) -> None:
-        client, held = self._clients[fd]
+    def _read(self, client: socket.socket) -> None:
+        held = self._clients[client]
         try:
             data = client.recv(LINE_MAX)
         except BlockingIOError:
@@ -66,19 +66,18 @@ class Control:
             data = b""
         held += data
         if not data or len(held) > LINE_MAX:
-            self._drop(fd)
+            self._drop(client)
             return
-        while b"\n" in held:
+        # A request may bring other clients (Proxy.add()), to which this one has to give way
+        while b"\n" in held and client in self._clients:
             line, _, rest = bytes(held).partition(b"\n")
             held[:] = rest
             answer = json.dumps(self._answer(line)).encode() + b"\n"
             try:
                 if client.send(answer) < len(answer):
-                    self._drop(fd)
-                    return
+                    self._drop(client)
             except OSError:
-                self._drop(fd)
-                return
+                self._drop(client)
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         """The answer to one request."""
@@ -111,20 +110,21 @@ class Control:
                     if added:
                         self._forwarding.remove(other)
                     else:
-                        self._forwarding.add(other)
+                        with contextlib.suppress(ConfigError):  # another program has the port by now
+                            self._forwarding.add(other)
                 raise
             done.append((add, rule))
         return list(filter(None, notes))
 
-    def _drop(self, fd: int) -> None:
-        client, _ = self._clients.pop(fd)
-        self._loop.unwatch(fd)
-        client.close()
+    def _drop(self, client: socket.socket) -> None:
+        if self._clients.pop(client, None) is not None:
+            self._loop.unwatch(client.fileno())
+            client.close()
 
     def close(self) -> None:
         """Drop all clients."""
-        for fd in list(self._clients):
-            self._drop(fd)
+        for client in list(self._clients):
+            self._drop(client)
 
 
 def _changes(request: Any) -> list[tuple[bool, Rule]]:

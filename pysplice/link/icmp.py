@@ -40,8 +40,8 @@ class RateLimit:
 
     def allows(self, now: float) -> bool:
         """Take a token; False if none is left.  `rate` tokens come back each second."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+        self._tokens = min(self._burst, self._tokens + max(now - self._at, 0.0) * self._rate)
+        self._at = max(now, self._at)
         if self._tokens < 1:
             self.held_back += 1
             return False

@@ -8,6 +8,7 @@ Owns the level, the memory of recent messages, and the file.  Imports no other r
 import contextlib
 import os
 import select
+import stat
 import sys
 import syslog
 import time
@@ -57,12 +58,13 @@ class Clock:
 class LogFile:
     """A file of at most `most` bytes; its first line stays: program, process ID and date.
 
-    `fd` is kept open, so nothing is opened by its path later on.
+    `fd` is kept open, so nothing is opened by its path later on.  A pipe or a device has no bound.
     """
 
     def __init__(self, fd: int, most: int, version: str, clock: Clock) -> None:
         self._fd = fd
         self._most = most
+        self._bounded = stat.S_ISREG(os.fstat(fd).st_mode)
         self._clock = clock
         started = time.strftime(f"{DATE} %z")
         header = f"{version}: {os.path.realpath(sys.executable)} ({os.getpid()}), {started}\n".encode()
@@ -72,9 +74,9 @@ class LogFile:
     def write(self, level: str, text: str) -> None:
         """Write one line."""
         line = f"{self._clock.stamp()}{level:<9}{text}\n".encode(errors="replace")[: self._most // 4]
-        if self._size + len(line) > self._most:
-            self._make_room(len(line))
         with contextlib.suppress(OSError):
+            if self._bounded and self._size + len(line) > self._most:
+                self._make_room(len(line))
             self._size += os.write(self._fd, line)
 
     def _make_room(self, wanted: int) -> None:
