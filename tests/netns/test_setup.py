@@ -551,7 +551,7 @@ def test_a_tap_handed_over(world, vnet, options):
             "cannot open the tap lo: another kind of interface has that name",
         ),
         (("-P", "/no/such/dir/pid", "true"), "cannot write /no/such/dir/pid: No such file or directory"),
-        (("--fd", "250"), "descriptor 250 is no tap: Bad file descriptor"),
+        (("--fd", "250"), "descriptor 250 is not a tap: Bad file descriptor"),
         (("-t", "80,", "true"), "invalid ports for -t: '80,' ('' is not a port)"),
         (("-6", "-t", "127.0.0.1/80", "true"), "'127.0.0.1/80': IPv4 is switched off"),
         (
