@@ -36,8 +36,6 @@ int stream_pieces(struct stream *stream, size_t offset, size_t len,
 		start -= stream->capacity;
 	first = stream->capacity - start;
 	iov[0].iov_base = stream->memory + FIRST_BYTE + start;
-	if (start + len > stream->touched)
-		stream->touched = len <= first ? start + len : stream->capacity;
 	if (len <= first) {
 		iov[0].iov_len = len;
 		return 1;
@@ -46,6 +44,16 @@ int stream_pieces(struct stream *stream, size_t offset, size_t len,
 	iov[1].iov_base = stream->memory + FIRST_BYTE;
 	iov[1].iov_len = len - first;
 	return 2;
+}
+
+/* LEN bytes were written behind those that the stream holds. */
+static void grow(struct stream *stream, size_t len)
+{
+	size_t end = stream->head + stream->len + len;
+
+	if (end > stream->touched)
+		stream->touched = end < stream->capacity ? end : stream->capacity;
+	stream->len += len;
 }
 
 void stream_append(struct stream *stream, const uint8_t *data, size_t len)
@@ -57,7 +65,7 @@ void stream_append(struct stream *stream, const uint8_t *data, size_t len)
 		memcpy(iov[i].iov_base, data, iov[i].iov_len);
 		data += iov[i].iov_len;
 	}
-	stream->len += len;
+	grow(stream, len);
 }
 
 static void drop(struct stream *stream, size_t len)
@@ -144,7 +152,7 @@ static PyObject *stream_receive(PyObject *obj, PyObject *args)
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return PyLong_FromLong(-errno);
-	self->len += (size_t)n;
+	grow(self, (size_t)n);
 	return PyLong_FromSsize_t(n);
 }
 

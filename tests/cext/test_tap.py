@@ -3,6 +3,7 @@
 import errno
 import gc
 import random
+import resource
 import socket
 import struct
 
@@ -333,6 +334,20 @@ def test_trim_gives_pages_back():
         a.sendall(b"again")
         assert stream.receive(b.fileno(), 10) == 5
     assert stream_bytes(stream) == b"again"
+
+
+def test_trim_leaves_the_pages_of_small_answers():
+    """Memory counts as used where bytes were written, not where they might have been: no page is faulted in again."""
+    stream = _cext.Stream(1 << 20)
+    a, b = socket.socketpair()
+    with a, b:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(1000):
+            a.sendall(b"small")
+            assert stream.receive(b.fileno(), 1 << 20) == 5
+            stream.discard(5)
+            stream.trim()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 500
 
 
 # Emission
