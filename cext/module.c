@@ -76,13 +76,14 @@ static PyObject *socket_facts(PyObject *module, PyObject *args)
 {
 	struct module_state *state = PyModule_GetState(module);
 	struct sock_facts facts;
-	long long wmem_max;
+	long long wmem_max, snd_mss;
 	PyObject *result;
 	int fd, rc;
 
-	if (!PyArg_ParseTuple(args, "iL:socket_facts", &fd, &wmem_max))
+	if (!PyArg_ParseTuple(args, "iLL:socket_facts", &fd, &wmem_max,
+			      &snd_mss))
 		return NULL;
-	rc = sock_facts_read(fd, &facts);
+	rc = sock_facts_read(fd, snd_mss, &facts);
 	if (rc) {
 		errno = -rc;
 		return PyErr_SetFromErrno(PyExc_OSError);

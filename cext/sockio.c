@@ -24,13 +24,25 @@
 #define SO_MEMINFO 55
 #endif
 
-int sock_facts_read(int fd, struct sock_facts *facts)
+int sock_facts_read(int fd, int64_t snd_mss, struct sock_facts *facts)
 {
 	uint32_t mem[SK_MEMINFO_VARS] = {0};
 	struct tcp_info info = {0};
-	socklen_t len;
+	socklen_t len = sizeof(mem);
 	int outq = 0;
 
+	if (snd_mss > 0 &&
+	    getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem, &len) == 0 &&
+	    !mem[SK_MEMINFO_WMEM_QUEUED]) {
+		*facts = (struct sock_facts){
+			.sndbuf = mem[SK_MEMINFO_SNDBUF],
+			.snd_mss = snd_mss,
+			.snd_wnd = -1,
+			.rtt = -1,
+			.last_data_sent = -1,
+		};
+		return 0;
+	}
 	/* The queue first, its memory afterwards: a queue that drains between
 	 * the two then shows W < Q, which the window takes for "no overhead
 	 * seen", and never an overhead that is not there. */

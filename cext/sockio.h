@@ -20,8 +20,10 @@ struct sock_facts {
 
 #define SOCK_FACTS_COUNT 7
 
-/* Returns 0, or -errno if FD is no TCP socket. */
-int sock_facts_read(int fd, struct sock_facts *facts);
+/* Returns 0, or -errno if FD is no TCP socket.  With SND_MSS, the value of an
+ * earlier reading, an empty queue costs one system call: the window depends on
+ * nothing else then, and what was not asked for is -1. */
+int sock_facts_read(int fd, int64_t snd_mss, struct sock_facts *facts);
 
 #define PORTS_BYTES 8192
 

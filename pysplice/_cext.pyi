@@ -198,5 +198,9 @@ def bound_ports(fd: int, family: int, protocol: int, without: int, /) -> bytes:
     interface `without` (an index; 0: all count).  Raises OSError.
     """
 
-def socket_facts(fd: int, wmem_max: int, /) -> SocketFacts:
-    """Read the state of a TCP socket; `wmem_max` is passed through.  Raises OSError."""
+def socket_facts(fd: int, wmem_max: int, snd_mss: int, /) -> SocketFacts:
+    """Read the state of a TCP socket; `wmem_max` is passed through.  Raises OSError.
+
+    `snd_mss`: that of an earlier reading, bytes; then an empty queue costs one system call, and `snd_wnd`, `rtt` and
+    `last_data_sent` are -1.  0: read everything.
+    """

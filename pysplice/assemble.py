@@ -193,7 +193,9 @@ def _stream_plane(common: _Common, tap: TapDevice, neighbours: Neighbours, trace
         plane.failed(flow, error)
 
     flows = Flows(common.loop, most.outbound, most.inbound, most.half_open, failed)
-    hosts = HostSockets(tap, common.host, common.loop, most.lingering)
+    # The default estimator needs little of a socket that has nothing queued
+    whole = config.window != window.DEFAULT_NAME or common.found.trace_file is not None
+    hosts = HostSockets(tap, common.host, common.loop, most.lingering, whole)
     opener = Opener(tap, neighbours, hosts, flows, common.translation, shared, common.log)
     plane = StreamPlane(flows, hosts, opener, queue, common.loop, common.log, tap.readable)
     return plane

@@ -47,7 +47,7 @@ def read_wmem_max() -> int:
 class HostSocket:
     """The HostDoor of one connection: a socket, and the bytes that are on their way through it."""
 
-    __slots__ = ("_hosts", "_kept", "_kept_room", "_sock", "capacity", "fd", "stream")
+    __slots__ = ("_hosts", "_kept", "_kept_room", "_snd_mss", "_sock", "capacity", "fd", "stream")
 
     def __init__(self, hosts: "HostSockets", sock: socket.socket) -> None:
         self._hosts = hosts
@@ -57,6 +57,7 @@ class HostSocket:
         self.capacity = hosts.share()
         self._kept: _cext.Stream | None = None
         self._kept_room = 0
+        self._snd_mss = 0  # as it was read last; 0: every reading is a whole one
 
     def error(self) -> int:
         try:
@@ -106,7 +107,11 @@ class HostSocket:
         self.capacity = self._hosts.share()
 
     def facts(self) -> doors.SocketFacts:
-        return _cext.socket_facts(self.fd, self._hosts.wmem_max)  # type: ignore[return-value]
+        hosts = self._hosts
+        facts = _cext.socket_facts(self.fd, hosts.wmem_max, self._snd_mss)
+        if not hosts.whole_facts:
+            self._snd_mss = facts.snd_mss
+        return facts  # type: ignore[return-value]
 
     def arm(self) -> None:
         self._hosts.epoll.modify(self.fd, EVENTS)
@@ -164,14 +169,23 @@ class HostSockets:
     """All host sockets of flows.
 
     `payload` moves the bytes of runs, `maker` makes sockets on the host; at most `lingering_max` sockets linger.
+    `whole_facts`: facts() always has all of them, also where the window depends on few (see doors.HostDoor).
     """
 
-    def __init__(self, payload: Payload, maker: Maker, loop: Loop, lingering_max: int = 1024) -> None:
+    def __init__(
+        self,
+        payload: Payload,
+        maker: Maker,
+        loop: Loop,
+        lingering_max: int = 1024,
+        whole_facts: bool = False,
+    ) -> None:
         self.epoll = select.epoll()
         self.owners: dict[int, Any] = {}
         self.send_run = payload.send_run
         self.store_run = payload.store_run
         self.wmem_max = read_wmem_max()
+        self.whole_facts = whole_facts
         self._maker = maker
         self._pools: dict[int, list[_cext.Stream]] = {size: [] for size in budget.STREAM_SIZES}
         self._lent = 0

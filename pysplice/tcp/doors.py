@@ -124,7 +124,11 @@ class HostDoor(Protocol):
         """Drop n bytes at the head of the stream: the guest has them."""
 
     def facts(self) -> SocketFacts:
-        """Read what the window is computed from."""
+        """Read what the window is computed from.
+
+        While nothing is queued, `snd_wnd`, `rtt` and `last_data_sent` may be -1, and `snd_mss` that of the reading
+        before: what a window needs then costs one system call.
+        """
 
     def arm(self) -> None:
         """Report once when the socket becomes writable (again), at once if it is."""

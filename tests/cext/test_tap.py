@@ -290,7 +290,7 @@ def test_errors_are_negative_numbers(tap):
         b.close()
         assert stream.receive(a.fileno(), 10) == 0
     with pytest.raises(OSError):
-        _cext.socket_facts(9999, 0)
+        _cext.socket_facts(9999, 0, 0)
     with pytest.raises(OSError):
         _cext.Tap(9999, False).drain()
 

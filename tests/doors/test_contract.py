@@ -22,6 +22,7 @@ from pysplice.link.neighbours import Station
 from pysplice.link.tap import TapEnd
 from pysplice.sockets.request import HostMaker
 from pysplice.stream.host import HostSockets
+from pysplice.tcp import window
 from pysplice.tcp.doors import ACK, CLOSING, ERROR, PSH, READABLE, RST, SYN, WRITABLE
 
 from ..support.loops import FakeLoop
@@ -325,6 +326,15 @@ def test_facts(host):
     facts = host.door.facts()
     assert facts.sndbuf > 0 and facts.wmem_queued == 0 and facts.outq == 0
     assert facts.snd_mss > 0
+    # Again, when little of it is read: the window is the same
+    again = host.door.facts()
+    assert again[:4] == facts[:4]
+    assert window.room(again, 1460) == window.room(facts, 1460)
+    handle = host.run(PAYLOAD * 18)
+    while host.door.send(handle, 0, len(PAYLOAD) * 18) > 0:
+        pass
+    full = host.door.facts()
+    assert full.wmem_queued > 0 and full.outq > 0 and full.snd_wnd >= 0 and full.rtt >= 0
 
 
 def test_connect_errors(isolated):
