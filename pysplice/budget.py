@@ -72,7 +72,10 @@ def share_out(descriptors: int, listeners: int = 0) -> Budget:
 def stream_size(lent: int) -> int:
     """How large the next stream is to be, bytes, while `lent` streams are in use."""
     fair = STREAMS_BYTES // (lent + 1)
-    return next((size for size in STREAM_SIZES if size <= fair), STREAM_SIZES[-1])
+    for size in STREAM_SIZES:
+        if size <= fair:
+            return size
+    return STREAM_SIZES[-1]
 
 
 def warm_streams(size: int) -> int:
