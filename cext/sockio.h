@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * sockio.h: what a host TCP socket says about itself.
+ * sockio.h: what a host TCP socket says about itself, and
+ * which ports are bound.
  */
 #ifndef PYSPLICE_SOCKIO_H
 #define PYSPLICE_SOCKIO_H

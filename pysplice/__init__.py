@@ -15,7 +15,8 @@ slash is a folder, and its __init__.py lists its files.
     forward/      forwarded ports: rules, listeners, the scan, and which addresses clients are led to
     link/         the guest's link: the tap, ARP, NDP, DHCP, DHCPv6, ICMP errors
     host_address  the host's own address, as it changes
-    setup/        once, before the loop: namespaces, command, tap, addresses, privileges, sandbox
+    setup/        before the loop: namespaces, command, tap, addresses, privileges, sandbox; and what the loop asks
+                  of them later (has the namespace ended, how did the command, SIGINT)
     observe/      what looks on: log, descriptions, the trace of windows
     translate     what an address means on the other side of the tap
     budget        how many descriptors each kind of flow may have, and how much memory
@@ -24,8 +25,8 @@ slash is a folder, and its __init__.py lists its files.
     loop          the event loop: readable descriptors, and one heap of timers
     tcp/          the protocol: one Connection per flow, no I/O; its docstring has the theory
     wire          header layouts
-    _cext         C, in ../cext (runs.c groups segments, module.c has the types): moves bytes, computes checksums, reads
-                  the state of sockets; _cext.pyi describes it
+    _cext         C, in ../cext: tap.c, stream.c and datagram.c have its classes, runs.c groups segments, sockio.c asks
+                  sockets about themselves and which ports are bound; _cext.pyi describes all of it
 
 docs/hacking.md has recipes, says which files are generated, and which tests drive what.
 

@@ -1,7 +1,7 @@
 """Header layouts: where the fields of Ethernet, IPv4, IPv6, UDP and ICMP are, and how to build the headers.
 
-Pure functions over bytes; imports no other room.  cext/frame.c has the same layouts for the frames that Python
-does not look into.
+Pure functions over bytes; imports no other room.  cext/wire.h, cext/frame_parse.c and cext/frame_build.c have the
+same layouts for the frames that Python does not look into.
 
 A flow key is what the guest's packets carry: source address, destination address, then two ports of two bytes each
 (12 bytes for IPv4, 36 for IPv6).  Addresses are packed everywhere, in network byte order.
@@ -89,7 +89,7 @@ def may_pass(source_and_destination: bytes, *, to_group: bool) -> bool:
     """True if a packet with these addresses may leave the link.
 
     With `to_group` the destination may also be a multicast or broadcast address that reaches beyond one host
-    (RFC 4291, 2.7: the scopes 0 and 1 do not).  This is the rule of frame.c (valid_addresses()).
+    (RFC 4291, 2.7: the scopes 0 and 1 do not).  cext/frame_parse.c has the same rule.
     """
     half = len(source_and_destination) // 2
     source, destination = source_and_destination[:half], source_and_destination[half:]
@@ -261,7 +261,7 @@ def frame_start(guest_mac: bytes, our_mac: bytes, key: bytes, protocol: int = PR
     """The constant start of all frames of a flow towards the guest: Ethernet, IP and the two ports.
 
     `key` is that of the guest's packets, so source and destination change places.  Lengths and checksums are zero:
-    the C code fills them in (struct template in frame.h).
+    the C code fills them in (cext/frame.h).
     """
     ports = key[-2:] + key[-4:-2]
     source, destination = key_destination(key), key_source(key)

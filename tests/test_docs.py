@@ -55,6 +55,21 @@ def test_files_that_are_named_exist(page):
             assert (ROOT / name).exists(), name
 
 
+SOURCES = sorted(
+    path
+    for pattern in ("pysplice/**/*.py", "pysplice/*.pyi", "cext/*.[ch]", "tests/**/*.py", "examples/*.py")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_comments_name_exist(source):
+    named = r"\b(?:[a-z]+/)+\w+\.(?:py|md)\b|\bcext/\w+\.[ch]\b"
+    for name in re.findall(named, source.read_text()):
+        places = (ROOT, ROOT / "pysplice", source.parent)
+        assert any((place / name).exists() for place in places), name
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="sphinx is not installed")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -185,7 +185,7 @@ NOUNS = "whoever|somebody|someone|anybody|births?|born|desk|short cut|what is sa
 
 @pytest.mark.parametrize("path", [*FILES, *C_FILES], ids=lambda p: p.name)
 def test_actors_have_names(path):
-    """Plain English: the glossary of docs/hacking.md."""
+    """Plain English: the glossary of docs/design.md."""
     assert not re.search(rf"\b({NOUNS})\b", path.read_text(), re.IGNORECASE)
 
 

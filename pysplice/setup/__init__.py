@@ -1,4 +1,6 @@
-"""What runs once, before the loop: namespaces, the tap and its addresses, and what the process gives up.
+"""What runs before the loop: namespaces, the tap and its addresses, and what the process gives up.
+
+Of this room the running loop calls only watch.py, interrupts.py and command.Init.
 
 join.py        the namespace that is served, and the processes that prepare it
 command.py     the init of new namespaces, and the command in them
