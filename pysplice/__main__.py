@@ -61,7 +61,7 @@ def _main() -> int:
     except options.Usage as e:
         from .config import usage
 
-        return print_text(usage.help_text(name) if e.what == "help" else _version(name), name)
+        return print_text(usage.help_text(name) if e.what == "help" else _version(name))
     except ConfigError as e:
         sys.stderr.write(f"{name}: {e}\n")
         return 1
@@ -114,8 +114,8 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
 
     config, rules = _with_absolute_paths(config, rules)
     user = privileges.user_to_become(config.runas)
-    if privileges.is_root() and not (config.runas and user is not None and user[0] != 0):
-        log.warning(_becoming(user))
+    if privileges.is_root():
+        log.warning(_becoming(config, user))
     # Files are opened as the user who started this process; everything else is done as the user that it becomes
     owner = os.geteuid()
     pid_fd = files.open_pid_file(config.pid_file) if config.pid_file else -1
@@ -185,10 +185,10 @@ def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Confi
     return config, tuple(r._replace(path=os.path.abspath(r.path)) if r.path else r for r in rules)
 
 
-def _becoming(user: tuple[int, int] | None) -> str:
+def _becoming(config: Config, user: tuple[int, int] | None) -> str:
     """What root has to know when it starts this process."""
     if user is not None and user[0] != 0:
-        return "started as root: changing to nobody"
+        return f"started as root: changing to {config.runas or 'nobody'}"
     return "--runas root: the command is root on the host, and so is this process"
 
 

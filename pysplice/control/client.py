@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         return _fail(str(answer.get("error")))
     for note in answer.get("notes", ()):
         sys.stderr.write(f"pysplice: {note}\n")
-    return print_text(_text(answer))
+    return print_text(_text(answer), "pysplice")
 
 
 def _fail(problem: str) -> int:

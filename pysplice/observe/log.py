@@ -22,22 +22,21 @@ CUT = 0.3
 DATE = "%Y-%m-%d %H:%M:%S"
 
 
-def print_text(text: str, name: str = "pysplice") -> int:
-    """Print what the user has asked for on stdout; the exit status, 1 with a line on stderr if that cannot be done."""
+def print_text(text: str, name: str = "") -> int:
+    """Print what the user has asked for on stdout; the exit status, 1 if that cannot be done.
+
+    With the `name` of the program a line on stderr says why, unless the reader has only seen enough.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        reason = ""  # the reader has seen enough
     except OSError as e:
-        reason = e.strerror or str(e)
-    else:
-        return 0
-    # What Python still holds would fail again
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if reason:
-        sys.stderr.write(f"{name}: cannot write the output: {reason}\n")
-    return 1
+        # What Python still holds would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if name and not isinstance(e, BrokenPipeError):
+            sys.stderr.write(f"{name}: cannot write the output: {e.strerror}\n")
+        return 1
+    return 0
 
 
 class Clock:
