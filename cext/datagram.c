@@ -315,6 +315,25 @@ static int template_ok(const Py_buffer *template, int mtu)
 	return 0;
 }
 
+/* The datagrams from FIRST on, as far as they can be joined; how many. */
+static int emit_many(struct packets *self, struct tap *tap,
+		     const Py_buffer *template, int first, int count,
+		     size_t mtu)
+{
+	struct iovec iov[BATCH];
+	int n = 0;
+
+	/* What the kernel has joined is passed on as it is */
+	for (; n < count && !self->gso_size[first + n]; n++) {
+		iov[n].iov_base = slot(self, first + n);
+		iov[n].iov_len = self->len[first + n];
+	}
+	if (n < 2)
+		return 0;
+	return datagram_emit_many(tap, template->buf, (size_t)template->len,
+				  iov, n, mtu);
+}
+
 /* emit(tap, template, first, count, mtu, uso) -> 0 or the last -errno */
 static PyObject *packets_emit(PyObject *obj, PyObject *args)
 {
@@ -327,15 +346,21 @@ static PyObject *packets_emit(PyObject *obj, PyObject *args)
 			      &tap, &template, &first, &count, &mtu, &uso))
 		return NULL;
 	if (template_ok(&template, mtu) && part_ok(self, first, count)) {
-		for (int i = first; i < first + count; i++) {
-			int rc = datagram_emit(tap, template.buf,
-					       (size_t)template.len,
-					       slot(self, i), self->len[i],
-					       self->gso_size[i], (size_t)mtu,
-					       uso);
+		for (int i = first, n; i < first + count; i += n) {
+			n = tap->vnet && uso ?
+				    emit_many(self, tap, &template, i,
+					      first + count - i, (size_t)mtu) :
+				    0;
+			if (!n) {
+				int rc = datagram_emit(
+					tap, template.buf, (size_t)template.len,
+					slot(self, i), self->len[i],
+					self->gso_size[i], (size_t)mtu, uso);
 
-			if (rc)
-				error = rc;
+				if (rc)
+					error = rc;
+				n = 1;
+			}
 		}
 	}
 	PyBuffer_Release(&template);

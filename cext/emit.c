@@ -51,6 +51,36 @@ static int emit_fragments(struct tap *tap, const uint8_t *template,
 	return 0;
 }
 
+/* COUNT pieces from IOV[1] on, LEN bytes in all, in one frame: datagrams of
+ * UNIT bytes, of which the last may be shorter.  IOV[0] is for the headers. */
+static int emit_joined(struct tap *tap, const uint8_t *template,
+		       size_t template_len, struct iovec *iov, int count,
+		       size_t len, size_t unit)
+{
+	uint8_t headers[HEADERS_MAX];
+	uint64_t sum = 0;
+	ssize_t n;
+
+	/* Without offloads a frame has one datagram, in one piece */
+	if (!tap->vnet)
+		sum = csum_add(iov[1].iov_base, len, 0);
+	iov[0].iov_base = headers;
+	iov[0].iov_len = frame_build_udp(headers, template, template_len, len,
+					 sum, len > unit ? (uint16_t)unit : 0,
+					 tap->vnet);
+	n = tap_write(tap, iov, 1 + count);
+	return n < 0 ? (int)n : 0;
+}
+
+/* How many datagrams of UNIT bytes one frame can carry. */
+static size_t joined_max(size_t template_len, size_t unit)
+{
+	size_t most = (IP_MAX - frame_ip_len(template_len, 0) -
+		       sizeof(struct udp_header)) / unit;
+
+	return most > GSO_MAX ? GSO_MAX : most;
+}
+
 int datagram_emit(struct tap *tap, const uint8_t *template,
 		    size_t template_len, uint8_t *payload, size_t len,
 		    size_t gso_size, size_t mtu, int uso)
@@ -59,7 +89,6 @@ int datagram_emit(struct tap *tap, const uint8_t *template,
 			     sizeof(struct udp_header);
 	size_t unit = gso_size && gso_size < len ? gso_size : len;
 	size_t step = unit;
-	uint8_t headers[HEADERS_MAX];
 	int error = 0;
 
 	if (headers_len + unit > mtu ||
@@ -83,30 +112,43 @@ int datagram_emit(struct tap *tap, const uint8_t *template,
 		}
 		return error;
 	}
-	if (tap->vnet && uso && unit < len) {
-		/* As many as one frame can carry */
-		step = (IP_MAX - headers_len) / unit;
-		step = (step > GSO_MAX ? GSO_MAX : step) * unit;
-	}
+	if (tap->vnet && uso && unit < len)
+		step = joined_max(template_len, unit) * unit;
 	for (size_t at = 0; at < len || !at; at += step) {
 		size_t part = len - at < step ? len - at : step;
-		uint64_t sum = 0;
 		struct iovec iov[2];
-		ssize_t n;
 
-		if (!tap->vnet)
-			sum = csum_add(payload + at, part, 0);
-		iov[0].iov_base = headers;
-		iov[0].iov_len = frame_build_udp(
-			headers, template, template_len, part, sum,
-			part > unit ? (uint16_t)unit : 0, tap->vnet);
 		iov[1].iov_base = payload + at;
 		iov[1].iov_len = part;
-		n = tap_write(tap, iov, 2);
-		if (n < 0)
-			return (int)n;
-		if (!step)
+		error = emit_joined(tap, template, template_len, iov, 1, part,
+				    unit);
+		if (error || !step)
 			break;
 	}
-	return 0;
+	return error;
+}
+
+int datagram_emit_many(struct tap *tap, const uint8_t *template,
+		       size_t template_len, const struct iovec *payloads,
+		       int count, size_t mtu)
+{
+	size_t unit = payloads[0].iov_len, len = unit, most;
+	struct iovec iov[1 + GSO_MAX];
+	int n = 1;
+
+	if (!unit || frame_ip_len(template_len, 0) +
+			     sizeof(struct udp_header) + unit > mtu)
+		return 0;
+	most = joined_max(template_len, unit);
+	/* A shorter one ends the frame */
+	while (n < count && (size_t)n < most && payloads[n].iov_len &&
+	       payloads[n].iov_len <= unit &&
+	       payloads[n - 1].iov_len == unit)
+		len += payloads[n++].iov_len;
+	if (n == 1)
+		return 0;
+	memcpy(iov + 1, payloads, (size_t)n * sizeof(*iov));
+	return emit_joined(tap, template, template_len, iov, n, len, unit) ?
+		       0 :
+		       n;
 }

@@ -14,6 +14,13 @@
 #define UDP_SEGMENT 103
 #endif
 
+/* The largest payload of an IP packet with a UDP header, IPv6 or not */
+#define MESSAGE_MAX ((size_t)65535 - 40 - 8)
+/* Larger datagrams may not fit the path, where a message of many fails as a
+ * whole, and gain little */
+#define JOIN_MAX ((size_t)1500 - 20 - 8)
+#define JOIN_MIN 4
+
 /* What the caller's ancillary data may take, and a UDP_SEGMENT behind it */
 #define CONTROL_MAX 128
 
@@ -74,6 +81,14 @@ static int send_message(int fd, struct msghdr *msg)
 	return sendmsg(fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
+/* True for what the kernel says of a message that it cannot cut: over a path
+ * with a smaller MTU, or without the offload. */
+static int is_uncut(int error)
+{
+	return error == -EINVAL || error == -EMSGSIZE || error == -EIO ||
+	       error == -EOPNOTSUPP;
+}
+
 int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 		    const struct route *route)
 {
@@ -103,10 +118,8 @@ int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 		rc = send_message(fd, &msg);
 		if (rc == -EMSGSIZE && part.iov_len <= gso_size)
 			return rc; /* The rest would fail too */
-		if ((rc == -EINVAL || rc == -EMSGSIZE || rc == -EIO ||
-		     rc == -EOPNOTSUPP) && most > gso_size) {
-			/* Over a path with a smaller MTU, or without the
-			 * offload: one by one from here */
+		if (is_uncut(rc) && most > gso_size) {
+			/* One by one from here */
 			most = gso_size;
 			part.iov_len = 0;
 			set_route(&msg, route);
@@ -119,37 +132,88 @@ int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 	return error;
 }
 
+/* How many of COUNT single datagrams can go as one message: some of one size,
+ * and one that is shorter behind them.  0: too few to gain by it. */
+static int joinable(const struct iovec *iov, int count)
+{
+	size_t unit = iov[0].iov_len, len = unit;
+	int n = 1;
+
+	if (!unit || unit > JOIN_MAX)
+		return 0;
+	while (n < count && n < GSO_MAX && iov[n].iov_len &&
+	       iov[n].iov_len <= unit && iov[n - 1].iov_len == unit &&
+	       len + iov[n].iov_len <= MESSAGE_MAX)
+		len += iov[n++].iov_len;
+	return n < JOIN_MIN ? 0 : n;
+}
+
+/* COUNT datagrams as one message; their number, or -errno. */
+static int send_joined(int fd, struct iovec *iov, int count,
+		       const struct route *route)
+{
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)count };
+	union control control;
+	int rc;
+
+	set_route(&msg, route);
+	set_gso(&msg, &control, (uint16_t)iov[0].iov_len);
+	rc = send_message(fd, &msg);
+	return rc ? rc : count;
+}
+
+/* COUNT datagrams, each as a message of its own, in one call; how many were
+ * sent, or -errno of the first. */
+static int send_plain(int fd, struct iovec *iov, int count,
+		      const struct route *route)
+{
+	struct mmsghdr msgs[BATCH];
+	int n;
+
+	memset(msgs, 0, (size_t)count * sizeof(msgs[0]));
+	for (int i = 0; i < count; i++) {
+		set_route(&msgs[i].msg_hdr, route);
+		msgs[i].msg_hdr.msg_iov = &iov[i];
+		msgs[i].msg_hdr.msg_iovlen = 1;
+	}
+	n = sendmmsg(fd, msgs, (unsigned)count, MSG_DONTWAIT | MSG_NOSIGNAL);
+	return n < 0 ? -errno : n;
+}
+
 int message_send(int fd, struct iovec *iov, const uint16_t *gso_size,
 		      int count, const struct route *route)
 {
-	struct mmsghdr msgs[BATCH];
-	int done = 0;
+	int done = 0, joins = 1;
 
 	while (done < count) {
-		int plain = 0, n;
+		struct iovec *next = iov + done;
+		int single = 0, part, n;
 
-		memset(msgs, 0, sizeof(msgs));
-		while (done + plain < count && plain < BATCH &&
-		       count_of(iov[done + plain].iov_len,
-				gso_size[done + plain]) == 1) {
-			set_route(&msgs[plain].msg_hdr, route);
-			msgs[plain].msg_hdr.msg_iov = &iov[done + plain];
-			msgs[plain].msg_hdr.msg_iovlen = 1;
-			plain++;
-		}
-		if (plain) {
-			n = sendmmsg(fd, msgs, (unsigned)plain,
-				     MSG_DONTWAIT | MSG_NOSIGNAL);
-			if (n < 0)
-				n = -errno;
-		} else {
-			n = message_send_one(fd, &iov[done], gso_size[done], route);
+		while (single < count - done && single < BATCH &&
+		       count_of(next[single].iov_len,
+				gso_size[done + single]) == 1)
+			single++;
+		if (!single) {
+			part = 1;
+			n = message_send_one(fd, next, gso_size[done], route);
 			n = n < 0 ? n : 1;
+		} else if (joins && (part = joinable(next, single))) {
+			n = send_joined(fd, next, part, route);
+			if (is_uncut(n)) {
+				joins = 0;
+				continue;
+			}
+		} else {
+			part = 1;
+			while (part < single &&
+			       !(joins && joinable(next + part, single - part)))
+				part++;
+			n = send_plain(fd, next, part, route);
 		}
 		if (n < 0)
 			return done ? done : n;
 		done += n;
-		if (plain && n < plain)
+		if (n < part)
 			break;
 	}
 	return done;

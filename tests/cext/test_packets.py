@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import struct
+import subprocess
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ MAC = bytes.fromhex("9a559a559a55")
 GUEST = bytes.fromhex("020000000001")
 PROTO_UDP = 17
 UDP_GRO, UDP_SEGMENT = 104, 103
+IP_MTU_DISCOVER = 10
 GSO_UDP_L4 = 5
 
 
@@ -183,6 +185,60 @@ def test_segmentation_is_left_to_the_kernel():
     pair.close()
 
 
+def messages(sock):
+    """What a socket has, as the kernel joined it: (size of the datagrams or 0, payload)."""
+    got = []
+    while True:
+        try:
+            data, control, _, _ = sock.recvmsg(70000, 100)
+        except BlockingIOError:
+            return got
+        sizes = [struct.unpack("=i", value)[0] for _, kind, value in control if kind == UDP_GRO]
+        got.append((sizes[0] if sizes else 0, data))
+
+
+# How long each datagram is, and how many of them go out together
+TOGETHER = {
+    "of one size": ([700] * 20, [20]),
+    "a shorter one ends": ([700] * 5 + [699] + [700] * 4, [6, 4]),
+    "a longer one begins": ([100] * 4 + [101] * 4, [4, 4]),
+    "too few": ([700] * 3, [1] * 3),
+    "mixed": ([9, 8, 9, 9, 9, 9, 3, 2], [1, 1, 5, 1]),
+    "none with an empty one": ([5, 5, 0, 5, 5, 5, 5], [1, 1, 1, 4]),
+    "too large for most paths": ([1473] * 5, [1] * 5),
+    "more than a message holds": ([1472] * 50, [44, 6]),
+    "more than one may carry": ([10] * 100, [64, 36]),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_datagrams_of_one_size_go_out_together(tap, case):
+    sizes, together = TOGETHER[case]
+    host = connected_pair()
+    host[1].setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    payloads = [os.urandom(size) for size in sizes]
+    _, (run,), _ = tap.put(*(datagram(4, payload) for payload in payloads))
+    assert tap.send(run.handle, host[0].fileno(), 0) == len(sizes)
+    got = messages(host[1])
+    assert [-(-len(data) // size) if size else 1 for size, data in got] == together
+    assert b"".join(data for _, data in got) == b"".join(payloads)
+    for sock in host:
+        sock.close()
+
+
+def test_where_they_cannot_go_together_they_go_one_by_one(tap, isolated):
+    """The kernel cuts nothing for a path whose MTU is smaller; it makes fragments of each."""
+    subprocess.run(["ip", "link", "set", "lo", "mtu", "1280"], check=True)
+    payloads = [os.urandom(1400) for _ in range(9)]
+    _, (run,), _ = tap.put(*(datagram(4, payload) for payload in payloads))
+    host = connected_pair()
+    host[0].setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 0)
+    assert tap.send(run.handle, host[0].fileno(), 0) == 9
+    assert received(host[1]) == payloads
+    for sock in host:
+        sock.close()
+
+
 @pytest.mark.parametrize("size", (1, 3, 65535))
 def test_a_strange_size_of_segments(size):
     """The guest may write anything there: the bytes arrive cut up somehow, or not at all."""
@@ -267,6 +323,26 @@ def test_forward(tap, host, version, size):
     for (vnet, frame), payload in zip(frames, payloads, strict=True):
         check(frame, vnet, version, payload)
     assert tap.forward(start, host[0].fileno(), 1500, False) == -errno.EAGAIN
+
+
+@BOTH
+def test_datagrams_of_one_size_reach_the_guest_in_one_frame(tap, host, version):
+    sizes = [900] * 5 + [1] + [2] + [1452] * 60 + [0]
+    payloads = [os.urandom(size) for size in sizes]
+    for payload in payloads[:64]:
+        host[1].send(payload)
+    start = frame_start(GUEST, MAC, key(version, dport=53), PROTO_UDP)
+    assert tap.forward(start, host[0].fileno(), 1500, True) == 64
+    for payload in payloads[64:]:
+        host[1].send(payload)
+    assert tap.forward(start, host[0].fileno(), 1500, True) == 4
+    counts = [6, 1, 45, 12, 3, 1] if tap.vnet else [1] * len(sizes)
+    frames = tap.frames()
+    assert len(frames) == len(counts)
+    for (vnet, frame), count in zip(frames, counts, strict=True):
+        size = len(payloads[0]) if count > 1 else 0
+        check(frame, vnet, version, b"".join(payloads[:count]), size)
+        del payloads[:count]
 
 
 @BOTH
@@ -451,6 +527,7 @@ def test_datagrams_of_a_run_to_an_address(isolated, tap, version):
     _, (run,), _ = tap.put(*(datagram(version, b"%d" % i) for i in range(100)))
     assert (run.df, run.group) == (version == 6, 0)
     with open_socket(version, LOOPBACK[version]) as server:
+        server.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 0)
         with open_socket(version, "0.0.0.0" if version == 4 else "::") as ours:
             peer = routes.peer_of_python(server.getsockname())
             address = routes.sockaddr(ours.family, peer)
