@@ -1,7 +1,7 @@
 """The command: argv -> Config -> set-up -> Proxy, and the exit status.
 
-Imports `config`, `observe`, `setup`, `sockets` and, once they are needed, `assemble`, `control`, `loop` and
-`proxy`.  Everything that can go wrong before the command starts ends here, in one line on stderr and exit
+Imports `config`, `observe`, `setup`, `sockets` and, once they are needed, `assemble`, `control`, `loop`, `proxy` and
+`tcp`.  Everything that can go wrong before the command starts ends here, in one line on stderr and exit
 status 1.
 """
 
@@ -90,9 +90,12 @@ def _version(name: str) -> str:
     import importlib.metadata
     import platform
 
+    from .tcp import connection
+
     called = "pasta (pysplice)" if name == "pasta" else "pysplice"
     lines = [f"{called} {__version__}", "Licence: GPL-2.0-or-later"]
-    parts = [f"{platform.python_implementation()} {platform.python_version()}"]
+    how = "pure Python" if connection.__file__.endswith(".py") else "compiled"
+    parts = [how, f"{platform.python_implementation()} {platform.python_version()}"]
     for package in ("uvloop", "pyroute2", "pytun-pmd3"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             parts.append(f"{package} {importlib.metadata.version(package)}")

@@ -139,7 +139,7 @@ class EventLoop:
     """The MainLoop that serves.  `failed` is told about an exception that a call has raised; the loop goes on."""
 
     def __init__(self, failed: Callable[[BaseException], object]) -> None:
-        self._loop = uvloop.new_event_loop()
+        self._loop: Any = uvloop.new_event_loop()
         self._timers = Timers(self._arm)
         self._failed = failed
         self._handle: Any = None

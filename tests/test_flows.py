@@ -3,12 +3,16 @@
 import socket
 from types import SimpleNamespace
 
+import pytest
+
 from pysplice.loop import NEVER
 from pysplice.stream.flows import Flows
 from pysplice.tcp.events import CLOSED, ESTABLISHED
 from pysplice.translate import Translation
 
 from .support.loops import FakeLoop
+
+pytestmark = pytest.mark.pure  # a stub stands for a connection
 
 
 class Stub:

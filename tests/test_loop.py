@@ -87,6 +87,7 @@ def test_the_real_loop_goes_on_after_an_exception(real):
     assert fired == ["failed", "at the same time", "later"] and [str(e) for e in failed] == ["once"]
 
 
+@pytest.mark.pure
 def test_the_real_loop_is_never_early_and_not_busy(real):
     """A timer is due at its time or later, and until then the loop sleeps."""
     loop, _ = real

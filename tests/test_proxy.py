@@ -298,7 +298,7 @@ def test_a_defect_harms_one_flow_alone(server, monkeypatch):
 
     def script():
         seq, ack = house.established(port)
-        monkeypatch.setattr("pysplice.tcp.receive.Receive.take", SimpleNamespace())
+        monkeypatch.setattr(house.proxy._planes.streams.hosts, "send_run", SimpleNamespace())
         sent = house.segment(port, b"hello", flags="PA", seq=seq, ack=ack, window=64240)
         assert sent[-1].flags == "RA"
         monkeypatch.undo()

@@ -60,6 +60,7 @@ def read_to_end(splices, sock):
     raise AssertionError(f"no end after {got!r}")
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("heard", (True, False))
 @pytest.mark.parametrize("before", (b"", b"before"))
 def test_urgent_data_at_the_very_end(spliced, heard, before):
@@ -90,6 +91,7 @@ class Served:
             self.counts[fd] = self.counts.get(fd, 0) + 1
 
 
+@pytest.mark.pure
 def test_sockets_that_are_always_ready_take_turns():
     with contextlib.ExitStack() as stack:
         epoll, served = select.epoll(), Served()

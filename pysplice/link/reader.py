@@ -43,7 +43,8 @@ class Reader(Protocol):
 class NoReader:
     """Without a tap nothing is read."""
 
-    invalid = expired = 0
+    invalid: int = 0
+    expired: int = 0
 
     def fileno(self) -> int:
         return -1

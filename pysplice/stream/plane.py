@@ -48,7 +48,8 @@ class Streams(Protocol):
 class NoStreams:
     """Without a tap the only TCP flows are spliced ones; any other client is reset."""
 
-    opened = refused = 0
+    opened: int = 0
+    refused: int = 0
 
     def fileno(self) -> int:
         return -1

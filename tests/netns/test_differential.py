@@ -77,12 +77,15 @@ def accept(listener):
     return sock, peer
 
 
+NOTHING = "nothing"
+
+
 def outcome(function, *args):
     """What a call gives, or the name of its error."""
     try:
         return function(*args)
     except TimeoutError:
-        return "nothing"
+        return NOTHING
     except OSError as e:
         return errno.errorcode.get(e.errno, str(e))
 
@@ -319,5 +322,8 @@ DIFFERENT = {
 def test_outcome(peers, scenario):
     function, *args = SCENARIOS[scenario]
     ours, theirs = (outcome(function, peers[name], *args) for name in ("pysplice", "pasta"))
+    if scenario.startswith("datagram of") and theirs == NOTHING:
+        # The packaged pasta loses one now and then: the first to an IPv6 address
+        theirs = outcome(function, peers["pasta"], *args)
     expected, _ = DIFFERENT.get(scenario, (theirs, ""))
     assert ours == expected
