@@ -35,9 +35,14 @@ HOST = {4: "10.98.0.1", 6: "fd98::1"}
 REMOTE = {4: "10.98.0.2", 6: "fd98::2"}
 GATEWAY = {4: "10.98.0.254", 6: "fd98::fe"}  # another address: pasta maps the gateway to the host
 PORT = 5001
+# The server on the host's loopback, for the workloads whose name begins with splice_: the guest reaches it at its own
+LOOPBACK, LOOPBACK_PORT = "127.0.0.1", 5003
+SPLICE = "splice_"
 TCP_RMEM = "4096 131072 6291456"
-BULK = ("upload", "download", "streams8", "bidirectional", "tiny64")
-WORKLOADS = (*BULK, "rr1", "rr64", "crr1", "crr64", "loaded")
+BULK = ("upload", "download", "streams8", "bidirectional", "tiny64", "udp_up", "udp_down")
+MESSAGES = ("rr1", "rr64", "crr1", "crr64", "loaded", "idle1000", "udp_rr1")
+SPLICED = tuple(SPLICE + workload for workload in ("upload", "download", "rr1", "rr64", "crr1"))
+WORKLOADS = (*BULK, *MESSAGES, *SPLICED)
 TICK = os.sysconf("SC_CLK_TCK")
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000
@@ -117,8 +122,13 @@ class Topology:
         for v in (4, 6):
             sh(*inside("host", "ip", f"-{v}", "route", "add", "default", "via", GATEWAY[v]))
         self.settings()
-        for v in (4, 6):
-            words = inside("remote", sys.executable, worker, "server", REMOTE[v], str(PORT))
+        servers = [
+            ("remote", REMOTE[4], PORT),
+            ("remote", REMOTE[6], PORT),
+            ("host", LOOPBACK, LOOPBACK_PORT),
+        ]
+        for name, address, port in servers:
+            words = inside(name, sys.executable, worker, "server", address, str(port))
             server = subprocess.Popen(words, stdout=subprocess.PIPE)
             self.processes.append(server)
             server.stdout.readline()
@@ -235,7 +245,11 @@ def measure(
     log: list[str] | None = None,
 ) -> dict:
     """One run of one peer: the worker's result, or {"failed": why}; `log` gets its lines on stderr."""
-    guest = ["python3", worker, "client", workload, REMOTE[version], str(PORT), str(seconds)]
+    if workload.startswith(SPLICE):
+        target = [workload.removeprefix(SPLICE), LOOPBACK, str(LOOPBACK_PORT)]
+    else:
+        target = [workload, REMOTE[version], str(PORT)]
+    guest = ["python3", worker, "client", *target, str(seconds)]
     attach = holder = None
     if peer == "direct":
         words = guest
@@ -281,8 +295,13 @@ def measure(
 # The table
 
 
+def is_bulk(workload: str) -> bool:
+    """True if the result is in bit/s."""
+    return workload.removeprefix(SPLICE) in BULK
+
+
 def number(value: float, workload: str) -> str:
-    return f"{value / 1e9:.2f}" if workload in BULK else f"{value:.0f}"
+    return f"{value / 1e9:.2f}" if is_bulk(workload) else f"{value:.0f}"
 
 
 def row(cell: dict, peer: str, runs: list[dict], direct: float) -> str:
@@ -300,9 +319,11 @@ def row(cell: dict, peer: str, runs: list[dict], direct: float) -> str:
     text += f"{max(run['retransmissions'] for run in good):>8}{max(run['drops'] for run in good):>7}"
     if peer != "direct":
         # Seconds for a GB, or microseconds for one of what is counted
-        unit = 8e9 if workload in BULK else 1e6
-        cpu = statistics.median(run["cpu"] / (run["value"] * cell["seconds"] / unit) for run in good)
-        text += f"{cpu:>9.2f}" if workload in BULK else f"{cpu:>6.0f} us"
+        unit = 8e9 if is_bulk(workload) else 1e6
+        cpu = statistics.median(
+            run["cpu"] / (max(run["value"], 1) * cell["seconds"] / unit) for run in good
+        )
+        text += f"{cpu:>9.2f}" if is_bulk(workload) else f"{cpu:>6.0f} us"
         text += f"{max(run['rss'] for run in good):>8.0f}"
     else:
         text += f"{'':>17}"
@@ -332,7 +353,7 @@ def default_peers(root: bool) -> dict[str, str]:
         [python, "-m", "pysplice", "--version"], capture_output=True, cwd=HERE.parent
     ).returncode:
         sys.exit("pysplice is not installed: run examples/quickstart first")
-    none = "-t none -u none -T none -U none --"
+    none = f"-t none -u none -T {LOOPBACK_PORT} -U none --"
     peers = {"direct": "", "pysplice": f"{python} -m pysplice --config-net -m {{mtu}} {none}"}
     if shutil.which("pasta"):
         # It will not be root: as root we run it as nobody

@@ -6,19 +6,25 @@
 
 The client prints one line of JSON.  Workloads: upload, download, streams8, bidirectional (bit/s), and rr1,
 rr64, crr1, crr64 (transactions per second: one byte each way on a connection that stays, or on a new
-connection each time, one or 64 at a time); loaded (rr1 while another process uploads) and tiny64 (64
-connections that send segments of 100 bytes, bit/s).
+connection each time, one or 64 at a time); loaded (rr1 while another process uploads), idle1000 (rr1 beside
+1000 connections that do nothing) and tiny64 (64 connections that send segments of 100 bytes, bit/s).  With
+UDP: udp_up and udp_down (datagrams of 1400 bytes as fast as the sender can, bit/s that arrive) and udp_rr1
+(64 bytes there and back).
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import resource
 import select
 import socket
 import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 BLOCK = bytes(1 << 18)
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
@@ -26,6 +32,12 @@ TOTAL_RETRANS_OFFSET = 100  # tcpi_total_retrans in struct tcp_info
 STEP = 0.1
 TINY = bytes(100)
 WARM_UP = 0.5  # of the upload beside which latency is measured, seconds
+
+# What a datagram asks of the server by its first byte: to be counted, to be sent back, to get a flood of datagrams
+COUNT, ECHO, FLOOD = b"C", b"E", b"F"
+DATAGRAM = 1400
+PING = 64
+FLOOD_TIME = struct.Struct("!cd")  # FLOOD, and for how many seconds
 
 
 def family(address: str) -> int:
@@ -63,6 +75,83 @@ def source(sock: socket.socket) -> None:
             sock.sendall(BLOCK)
 
 
+class Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+
+
+class Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("iov", ctypes.POINTER(Iovec)),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    ]
+
+
+class Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = [("header", Header), ("len", ctypes.c_uint)]
+
+
+class Batch:
+    """Datagrams that are received with one system call, so that the receiver is not what is measured."""
+
+    COUNT = 64
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._call = ctypes.CDLL(None).recvmmsg
+        self._fd = sock.fileno()
+        self._buffers = [ctypes.create_string_buffer(DATAGRAM) for _ in range(self.COUNT)]
+        self._iovs = [Iovec(ctypes.addressof(buffer), DATAGRAM) for buffer in self._buffers]
+        headers = [Header(iov=ctypes.pointer(iov), iovlen=1) for iov in self._iovs]
+        self._messages = (Message * self.COUNT)(*(Message(header) for header in headers))
+
+    def receive(self) -> int:
+        """The bytes of those that are there; 0 if there is none."""
+        n = self._call(self._fd, self._messages, self.COUNT, socket.MSG_DONTWAIT, None)
+        return sum([self._messages[i].len for i in range(n)])
+
+
+class Datagrams(threading.Thread):
+    """The UDP server; `counted` is the bytes of payload that have come in to be counted."""
+
+    def __init__(self, address: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.sock = socket.socket(family(address), socket.SOCK_DGRAM)
+        self.sock.bind((address, port))
+        self.counted = 0
+
+    def run(self) -> None:
+        buffer = bytearray(2048)
+        batch = Batch(self.sock)
+        while True:
+            n, peer = self.sock.recvfrom_into(buffer)
+            kind = bytes(buffer[:1])
+            if kind == COUNT:
+                self.counted += n
+                while n := batch.receive():
+                    self.counted += n
+            elif kind == ECHO:
+                self.sock.sendto(buffer[:n], peer)
+            elif kind == FLOOD:
+                flood(partial(self.sock.sendto, COUNT * DATAGRAM, peer), FLOOD_TIME.unpack(buffer[:n])[1])
+
+
+def flood(send: Callable[[], int], seconds: float) -> None:
+    """Send one datagram after the other for a while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for _ in range(32):
+            with contextlib.suppress(OSError):
+                send()
+
+
 def serve(address: str, port: int) -> None:
     """The first byte of a connection says what it is for; echoes are served by one loop."""
     listener = socket.socket(family(address))
@@ -74,6 +163,8 @@ def serve(address: str, port: int) -> None:
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
     socks: dict[int, socket.socket] = {}
+    datagrams = Datagrams(address, port)
+    datagrams.start()
     print("ready", flush=True)
     while True:
         for fd, _ in poll.poll():
@@ -97,6 +188,8 @@ def serve(address: str, port: int) -> None:
                 del socks[fd]
                 sock.setblocking(True)
                 threading.Thread(target=sink if data == b"U" else source, args=(sock,), daemon=True).start()
+            elif data == COUNT:
+                sock.send(struct.pack("!Q", datagrams.counted))
             elif data:
                 with contextlib.suppress(OSError):
                     sock.send(data)
@@ -284,6 +377,66 @@ def loaded(address: str, port: int, seconds: float) -> dict:
     return result
 
 
+def idle(address: str, port: int, seconds: float, count: int) -> dict:
+    """One byte there and back on one connection, beside `count` others that do nothing."""
+    others = [connect(address, port) for _ in range(count)]
+    result = request_response(address, port, seconds, 1, True)
+    for sock in others:
+        sock.close()
+    return result
+
+
+def udp_socket(address: str, port: int) -> socket.socket:
+    sock = socket.socket(family(address), socket.SOCK_DGRAM)
+    sock.settimeout(1)
+    sock.connect((address, port))
+    return sock
+
+
+def udp_bulk(workload: str, address: str, port: int, seconds: float) -> dict:
+    """Datagrams as fast as the sender can; bits of payload that arrive in a second."""
+    sock = udp_socket(address, port)
+    if workload == "udp_down":
+        sock.send(FLOOD_TIME.pack(FLOOD, seconds))
+        batch, total = Batch(sock), 0
+        begun = last = time.monotonic()
+        while select.select([sock], [], [], 1)[0]:
+            total += batch.receive()
+            last = time.monotonic()
+        if not total:
+            raise OSError("no datagram arrived")
+        return {"value": 8 * total / (last - begun), "retransmissions": 0}
+    with connect(address, port) as control:
+
+        def counted() -> int:
+            control.send(COUNT)
+            return struct.unpack("!Q", receive_exactly(control, 8))[0]
+
+        before, begun = counted(), time.monotonic()
+        flood(partial(sock.send, COUNT * DATAGRAM), seconds)
+        return {"value": 8 * (counted() - before) / (time.monotonic() - begun), "retransmissions": 0}
+
+
+def udp_request_response(address: str, port: int, seconds: float) -> dict:
+    """One datagram there and back at a time; one that is lost costs a second."""
+    sock = udp_socket(address, port)
+    latencies: list[float] = []
+    begun = now = time.monotonic()
+    while now < begun + seconds:
+        with contextlib.suppress(TimeoutError):
+            sock.send(ECHO * PING)
+            sock.recv(PING)
+        before, now = now, time.monotonic()
+        latencies.append(now - before)
+    latencies.sort()
+    return {
+        "value": len(latencies) / (now - begun),
+        "p50": latencies[len(latencies) // 2],
+        "p99": latencies[len(latencies) * 99 // 100],
+        "retransmissions": 0,
+    }
+
+
 def tiny(address: str, port: int, seconds: float, count: int) -> dict:
     """`count` connections that send small segments, each as many as its window takes.
 
@@ -345,7 +498,13 @@ def client(workload: str, address: str, port: int, seconds: float) -> dict:
                 raise
             time.sleep(0.1)
     before = ring_drops()
-    if workload == "loaded":
+    if workload.startswith("idle"):
+        result = idle(address, port, seconds, int(workload[len("idle") :]))
+    elif workload in ("udp_up", "udp_down"):
+        result = udp_bulk(workload, address, port, seconds)
+    elif workload == "udp_rr1":
+        result = udp_request_response(address, port, seconds)
+    elif workload == "loaded":
         result = loaded(address, port, seconds)
     elif workload.startswith("tiny"):
         result = tiny(address, port, seconds, int(workload[len("tiny") :]))
@@ -359,6 +518,8 @@ def client(workload: str, address: str, port: int, seconds: float) -> dict:
 
 
 if __name__ == "__main__":
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if sys.argv[1] == "server":
         serve(sys.argv[2], int(sys.argv[3]))
     else:
