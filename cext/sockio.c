@@ -29,11 +29,10 @@ int sock_facts_read(int fd, int64_t snd_mss, struct sock_facts *facts)
 	uint32_t mem[SK_MEMINFO_VARS] = {0};
 	struct tcp_info info = {0};
 	socklen_t len = sizeof(mem);
-	int outq = 0;
+	int outq = 0, known;
 
-	if (snd_mss > 0 &&
-	    getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem, &len) == 0 &&
-	    !mem[SK_MEMINFO_WMEM_QUEUED]) {
+	known = getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem, &len) == 0;
+	if (known && !mem[SK_MEMINFO_WMEM_QUEUED] && snd_mss > 0) {
 		*facts = (struct sock_facts){
 			.sndbuf = mem[SK_MEMINFO_SNDBUF],
 			.snd_mss = snd_mss,
@@ -43,15 +42,20 @@ int sock_facts_read(int fd, int64_t snd_mss, struct sock_facts *facts)
 		};
 		return 0;
 	}
-	/* The queue first, its memory afterwards: a queue that drains between
-	 * the two then shows W < Q, which the window takes for "no overhead
-	 * seen", and never an overhead that is not there. */
-	if (ioctl(fd, SIOCOUTQ, &outq))
-		return -errno;
+	if (!known || mem[SK_MEMINFO_WMEM_QUEUED]) {
+		/* The queue first, its memory afterwards: a queue that drains
+		 * between the two then shows W < Q, which the window takes for
+		 * "no overhead seen", and never an overhead that is not
+		 * there. */
+		if (ioctl(fd, SIOCOUTQ, &outq))
+			return -errno;
+		len = sizeof(mem);
+		if (known)
+			known = getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem,
+					   &len) == 0;
+	}
 	facts->outq = outq;
-
-	len = sizeof(mem);
-	if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, mem, &len) == 0) {
+	if (known) {
 		facts->sndbuf = mem[SK_MEMINFO_SNDBUF];
 		facts->wmem_queued = mem[SK_MEMINFO_WMEM_QUEUED];
 	} else {

@@ -7,10 +7,12 @@ import os
 import pytest
 
 from pysplice.loop import NEVER
+from pysplice.observe.describe import flow_name
 from pysplice.observe.log import Clock, LogFile
 from pysplice.observe.trace import BUFFER_BYTES, FLUSH_AFTER, WindowTrace
 
 from .support.loops import FakeLoop
+from .support.taps import key
 
 
 def trace(file):
@@ -21,14 +23,14 @@ def trace(file):
 def test_a_line_for_each_window():
     file = io.StringIO()
     traced, loop, _ = trace(file)
-    say = traced.of_flow("a -> b")
+    say = traced.of_flow(key(4))
     loop.advance(0.25)
     say({"read": 10, "window": 100})
     loop.advance(FLUSH_AFTER * 0.9)
     assert file.getvalue() == ""
     loop.advance(FLUSH_AFTER * 0.2)
     assert json.loads(file.getvalue()) == {
-        "time": 0.25, "flow": "a -> b", "read": 10, "window": 100, "edge": 110
+        "time": 0.25, "flow": flow_name(key(4)), "read": 10, "window": 100, "edge": 110
     }  # fmt: skip
     # Nothing new: nothing to be called for
     traced.flush()
@@ -38,7 +40,7 @@ def test_a_line_for_each_window():
 def test_numbers_count_on_where_sequence_numbers_wrap():
     file = io.StringIO()
     traced, _, _ = trace(file)
-    say, other = traced.of_flow("a"), traced.of_flow("b")
+    say, other = traced.of_flow(key(4)), traced.of_flow(key(6))
     for read in (5, 3 << 30, 1 << 30, 1 << 30):
         say({"read": read, "window": 1})
     other({"read": 7, "window": 1})
@@ -50,9 +52,9 @@ def test_numbers_count_on_where_sequence_numbers_wrap():
 def test_much_is_written_at_once():
     file = io.StringIO()
     traced, _, _ = trace(file)
-    say = traced.of_flow("x" * 1000)
+    say = traced.of_flow(key(4))
     for _ in range(BUFFER_BYTES // 1000 + 2):
-        say({"read": 0, "window": 0})
+        say({"read": 0, "window": 0, "padding": "x" * 1000})
     assert len(file.getvalue()) > BUFFER_BYTES
 
 
@@ -63,7 +65,7 @@ class Full(io.StringIO):
 
 def test_a_file_that_cannot_be_written_ends_the_trace():
     traced, _, warnings = trace(Full())
-    say = traced.of_flow("a")
+    say = traced.of_flow(key(4))
     for _ in range(3):
         say({"read": 0, "window": 0})
         traced.flush()

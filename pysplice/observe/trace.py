@@ -1,6 +1,6 @@
 """The trace of windows: one line of JSON for each window that is advertised.
 
-Owns the file.  Imports `loop`.
+Owns the file.  Imports `loop` and describe.py.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from ..loop import Loop
+from . import describe
 
 # Lines are gathered up to this many bytes or this many seconds: one write per line would cost too much
 BUFFER_BYTES = 256 * 1024
@@ -20,8 +21,8 @@ Account = Callable[[dict[str, Any]], None]
 class Trace(Protocol):
     """What the stream plane asks of a trace."""
 
-    def of_flow(self, name: str) -> Account | None:
-        """What a connection calls with the account of each window; None: it need not give any."""
+    def of_flow(self, key: bytes) -> Account | None:
+        """What the connection with this flow key calls with the account of each window; None: it need not give any."""
 
     def close(self) -> None:
         """Write what has been gathered, and end."""
@@ -30,7 +31,7 @@ class Trace(Protocol):
 class NoTrace:
     """The Trace that records nothing."""
 
-    def of_flow(self, name: str) -> Account | None:
+    def of_flow(self, key: bytes) -> Account | None:
         return None
 
     def close(self) -> None:
@@ -54,8 +55,8 @@ class WindowTrace:
         self._bytes = 0
         self._timer = loop.timer(self.flush)
 
-    def of_flow(self, name: str) -> Account | None:
-        read = 0
+    def of_flow(self, key: bytes) -> Account | None:
+        name, read = describe.flow_name(key), 0
 
         def record(account: dict[str, Any]) -> None:
             nonlocal read

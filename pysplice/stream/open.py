@@ -171,7 +171,7 @@ class Opener:
             mss=min(common.mtu - header - wire.TCP, self._mss_max),
             queue=common.queue,
             estimate=common.estimate,
-            trace=common.trace.of_flow(flow_name(key)),
+            trace=common.trace.of_flow(key),
         )
         tap_end = TapEnd(self._tap, station, key, unreachable)
         connection = Connection(tap_end, host, run, terms, now)

@@ -160,7 +160,7 @@ class Connection:
         if not facts & SOCK_CONNECTED:
             if not ready & (WRITABLE | ERROR | HANGUP):
                 return
-            self._connected(now)
+            self._connected(ready, now)
             facts = self.facts
             if facts & CLOSED:
                 return
@@ -227,9 +227,9 @@ class Connection:
         self._handshake.ask(self.facts, now)
         self._learn(TAP_SYN_SENT)
 
-    def _connected(self, now: float) -> None:
+    def _connected(self, ready: int, now: float) -> None:
         """The outcome of connect() is known."""
-        self.error = self.host.error()
+        self.error = self.host.error() if ready & (ERROR | HANGUP) else 0
         if self.error:
             self._handshake.refuse(self.error, now)
             self.host.close()
@@ -294,7 +294,7 @@ class Connection:
             self._broken(error)
         elif run.flags & FIN and receive.take_fin(run):
             self._learn(TAP_FIN_RCVD)
-            self._ack()
+            receive.ack_due = True
             if not receive.kept:
                 self._shutdown()
 
@@ -395,6 +395,7 @@ class Connection:
     def _finish(self) -> None:
         """Close once both directions have ended."""
         if self.facts & FINISHED == FINISHED:
+            self.acknowledge()
             self.host.close()
             self._learn(CLOSED)
 

@@ -216,8 +216,10 @@ class Send:
             if not moved:
                 break
         if (sock_ended or learned) and not unsent:
-            field = self._receive.last_field()
-            self._tap.segment(self.seq_to_tap, self._receive.seq_from_tap, field, FIN | ACK)
+            receive = self._receive
+            field = receive.field()
+            self._tap.segment(self.seq_to_tap, receive.seq_from_tap, field, FIN | ACK)
+            receive.ack_due = False
             self.seq_to_tap = seq.add(self.seq_to_tap, 1)
             self.ended = True
             learned |= TAP_FIN_SENT

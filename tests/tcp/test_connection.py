@@ -324,6 +324,18 @@ def test_simultaneous_close():
     assert scene.host.closed == "closed"
 
 
+def test_a_fin_that_is_there_in_time_acknowledges_the_guests():
+    scene = Scene().established()
+    scene.host.eof = True
+    run = FakeRun(scene.next, flags=FIN | ACK, ack=scene.acked, window=512)
+    scene.connection.on_tap(scene.host.offer(run), scene.now)
+    scene.connection.on_host(scene.host.ready(), scene.now)
+    scene.connection.acknowledge()
+    (fin,) = scene.tap.take()
+    assert fin.flags == FIN | ACK
+    assert fin.ack == seq.add(scene.next, 1)
+
+
 def test_repeated_fin_is_acknowledged():
     scene = Scene().established()
     scene.guest(flags=FIN | ACK)
