@@ -1,6 +1,8 @@
 """Spliced connections without namespaces: two sockets of the host, spliced in this process."""
 
 import contextlib
+import fcntl
+import os
 import select
 import socket
 import time
@@ -75,6 +77,59 @@ def test_urgent_data_at_the_very_end(spliced, heard, before):
     client.send(b"!", socket.MSG_OOB)
     client.shutdown(socket.SHUT_WR)
     assert read_to_end(splices, server) == before + b"!"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often splice(2) was called."""
+    count, real = [0], os.splice
+
+    def counted(*args, **kwargs):
+        count[0] += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, "splice", counted)
+    return count
+
+
+def turn(splices):
+    time.sleep(0.01)
+    splices.on_ready(splices.epoll.poll(0))
+
+
+def test_a_message_costs_two_calls(spliced, calls):
+    """Into the pipe and out of it; neither the other direction nor an empty socket is tried."""
+    splices, client, server = spliced
+    turn(splices)
+    for sender, receiver in ((client, server), (server, client)) * 3:
+        calls[0] = 0
+        sender.send(b"message")
+        turn(splices)
+        assert receiver.recv(100) == b"message"
+        assert calls[0] == 2
+
+
+@pytest.mark.parametrize("large", (True, False))
+def test_a_pipe_that_small_segments_fill_is_no_empty_socket(spliced, monkeypatch, large):
+    """Each takes a slot of the pipe, whatever it carries."""
+    splices, client, server = spliced
+    if not large:
+
+        def refused(*args):
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr(fcntl, "fcntl", refused)
+    turn(splices)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for _ in range(3000):
+        client.sendmsg([b"x"], [], socket.MSG_EOR)
+    for _ in range(30):
+        turn(splices)
+    server.settimeout(5)
+    got = b""
+    while len(got) < 3000:
+        got += server.recv(65536)
+    assert got == b"x" * 3000
 
 
 class Served:

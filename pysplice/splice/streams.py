@@ -19,7 +19,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..loop import Loop
 from ..stream.linger import reset_on_close
@@ -27,27 +27,49 @@ from ..stream.linger import reset_on_close
 EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 PIPE_BYTES = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
 POOL_PIPES = 32
+SLOT = 4096  # bytes: a pipe has a slot for each page of its size, and a slot may hold as little as one byte
 ROUNDS = 8  # pipes full of data before the other connections have their turn
 SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
+READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+ENDS = READABLE & ~select.EPOLLIN
+
 CONNECTING, OPEN, CLOSED = range(3)
+
+
+class Pipe(NamedTuple):
+    """The two ends of a pipe, and how many slots it has."""
+
+    reader: int
+    writer: int
+    slots: int
+
+
+def _close_pipe(pipe: Pipe) -> None:
+    os.close(pipe.reader)
+    os.close(pipe.writer)
 
 
 class Direction:
     """From one socket to the other.
 
     `held` is how many bytes are in the pipe, `moved` how many have passed.  `ended`: the source has no more.  `shut`:
-    the target was told so.  `urgent`: the source has urgent data, in front of which splice(2) stops.
+    the target was told so.  `urgent`: the source has urgent data, in front of which splice(2) stops.  `readable`: the
+    source may have something; `short_read_ends`: a read that leaves slots of the pipe free has emptied it.
     """
 
-    __slots__ = ("ended", "failed", "held", "moved", "pipe", "shut", "source", "target", "urgent")
+    __slots__ = (
+        "ended", "failed", "held", "moved", "pipe", "readable", "short_read_ends", "shut", "source", "target", "urgent",
+    )  # fmt: skip
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source = source
         self.urgent = False
         self.failed = False
         self.target = target
-        self.pipe: tuple[int, int] | None = None
+        self.pipe: Pipe | None = None
+        self.readable = False
+        self.short_read_ends = True
         self.held = 0
         self.moved = 0
         self.ended = False
@@ -78,7 +100,7 @@ class SplicedStreams:
         self.opened = 0
         self._moved = [0, 0]  # bytes of connections that have ended: from the guest, to the guest
         self._by_fd: dict[int, Splice] = {}
-        self._pipes: list[tuple[int, int]] = []
+        self._pipes: list[Pipe] = []
         self._unfinished: dict[Splice, None] = {}
         self._go_on = loop.timer(lambda: self.on_ready(()))
 
@@ -141,6 +163,10 @@ class SplicedStreams:
             if splice is None:
                 continue
             mine = splice.directions[fd != splice.client.fileno()]
+            if ready & READABLE:
+                mine.readable = True
+            if ready & ENDS:
+                mine.short_read_ends = False
             if ready & select.EPOLLPRI:
                 # It is reported once, perhaps before there is a server to pass it on to
                 mine.urgent = True
@@ -191,24 +217,26 @@ class SplicedStreams:
         elif unfinished:
             self._unfinished[splice] = None
 
-    def _read(self, direction: Direction, pipe: tuple[int, int]) -> int:
+    def _read(self, direction: Direction, pipe: Pipe) -> int:
         """Fill the pipe; how many bytes, 0 at the end.  Raises BlockingIOError if there are none yet."""
         try:
-            n = os.splice(direction.source.fileno(), pipe[1], PIPE_BYTES, flags=SPLICE_FLAGS)
+            n = os.splice(direction.source.fileno(), pipe.writer, PIPE_BYTES, flags=SPLICE_FLAGS)
         except BlockingIOError:
             if not direction.urgent:
                 raise
             n = 0
         if n:
+            if n < pipe.slots and direction.short_read_ends:
+                direction.readable = False
             return n
         # The end, or an urgent byte.  In front of an urgent byte splice(2) reports nothing to read, or the end if a FIN
         # came behind it (tcp_splice_read()).  The byte goes on in the stream, as with SO_OOBINLINE everywhere.
         direction.urgent = False
-        return os.write(pipe[1], direction.source.recv(1))
+        return os.write(pipe.writer, direction.source.recv(1))
 
     def _move(self, direction: Direction, splice: Splice) -> bool:
         """Move what there is; True if there may be more at once.  Raises OSError if a socket is broken."""
-        if direction.shut:
+        if direction.shut or not (direction.readable or direction.held):
             return False
         pipe = direction.pipe = direction.pipe or self._borrow()
         for _ in range(ROUNDS):
@@ -216,8 +244,11 @@ class SplicedStreams:
                 if direction.ended:
                     break
                 try:
-                    n = self._read(direction, pipe)
+                    n = self._read(direction, pipe) if direction.readable else -1
                 except BlockingIOError:
+                    direction.readable = False
+                    n = -1
+                if n < 0:
                     self._give_back(direction)
                     return False
                 direction.held = n
@@ -225,7 +256,7 @@ class SplicedStreams:
                 if not n:
                     break
             try:
-                n = os.splice(pipe[0], direction.target.fileno(), direction.held, flags=SPLICE_FLAGS)
+                n = os.splice(pipe.reader, direction.target.fileno(), direction.held, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 return False
             direction.held -= n
@@ -239,22 +270,22 @@ class SplicedStreams:
         direction.shut = True
         return False
 
-    def _borrow(self) -> tuple[int, int]:
+    def _borrow(self) -> Pipe:
         if self._pipes:
             return self._pipes.pop()
-        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        size = 0
         # Above fs.pipe-user-pages-soft an ordinary user gets smaller pipes
         with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        return pipe
+            size = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return Pipe(reader, writer, size // SLOT)
 
     def _give_back(self, direction: Direction) -> None:
         pipe, direction.pipe = direction.pipe, None
         if pipe is None:
             return
         if direction.held or len(self._pipes) >= POOL_PIPES:
-            for fd in pipe:
-                os.close(fd)
+            _close_pipe(pipe)
         else:
             self._pipes.append(pipe)
 
@@ -283,5 +314,4 @@ class SplicedStreams:
             else:
                 self._abort(splice)
         for pipe in self._pipes:
-            for fd in pipe:
-                os.close(fd)
+            _close_pipe(pipe)
