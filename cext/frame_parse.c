@@ -21,7 +21,7 @@ struct layer4 {
 	size_t len;
 	const uint8_t *addresses;       /* source, then destination */
 	size_t addresses_len;
-	int trusted;
+	int trusted;                    /* no checksum: see docs/security.md */
 };
 
 static enum frame_kind bad(struct segment *seg, enum drop_reason reason)

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 
+#include "busy_poll.h"
 #include "datagram.h"
 #include "message.h"
 #include "sockio.h"
@@ -181,6 +182,7 @@ static int module_clear(PyObject *module)
 static PyMethodDef module_methods[] = {
 	{"socket_facts", socket_facts, METH_VARARGS, NULL},
 	{"bound_ports", bound_ports, METH_VARARGS, NULL},
+	{"busy_poll", busy_poll, METH_VARARGS, NULL},
 	{"ancillary", message_ancillary, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -18,8 +18,9 @@ slash is a folder, and its __init__.py lists its files.
     setup/        before the loop: namespaces, command, tap, addresses, privileges, sandbox; and what the loop asks
                   of them later (has the namespace ended, how did the command, SIGINT)
     observe/      what looks on: log, descriptions, the trace of windows
-    translate     what an address means on the other side of the tap
-    budget        how many descriptors each kind of flow may have, and how much memory
+    translate     what an address means on the other side of the tap; assemble and setup/names.py choose what the
+                  gateway's addresses and the name servers lead to
+    budget        how many descriptors each kind of flow may have, and how much memory; what happens at a limit
     config/       the options: one table, the grammar of values and ports, every cross-check
     sockets/      where sockets come from: one typed request, a maker on each side
     loop          the event loop: readable descriptors, and one heap of timers

@@ -22,7 +22,7 @@ from .sockets import unix
 
 if TYPE_CHECKING:
     from .assemble import Found
-    from .loop import EventLoop
+    from .loop import BusyPoll, EventLoop
     from .proxy import Proxy
     from .setup.command import Init
     from .setup.join import Guest
@@ -147,7 +147,9 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     privileges.renounce_new_privileges()
     with contextlib.suppress(ConfigError):
         seccomp.without_rings()
-    loop = EventLoop(lambda error: log.defect(f"{type(error).__name__}: {error}", loop.now()))
+    loop = EventLoop(
+        lambda error: log.defect(f"{type(error).__name__}: {error}", loop.now()), _busy_poll(config)
+    )
     proxy = assemble(config, found, loop, log)
     proxy.follow(rules)
     # Everything that takes privileges, or has a path, is open by now
@@ -176,6 +178,18 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
             os.close(ready_fd)
 
     return proxy.serve(guest.watch, lambda: 0, started)
+
+
+def _busy_poll(config: Config) -> "BusyPoll | None":
+    """How the loop polls before it sleeps; None: it does not."""
+    from .loop import BUSY_POLL_AUTO, BusyPoll
+
+    if config.busy_poll > 0:
+        return BusyPoll(config.busy_poll)
+    if config.busy_poll == 0 or len(os.sched_getaffinity(0)) == 1:
+        # On one processor nothing can happen meanwhile
+        return None
+    return BusyPoll(BUSY_POLL_AUTO, adaptive=True)
 
 
 def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Config, tuple[Rule, ...]]:

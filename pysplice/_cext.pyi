@@ -191,6 +191,12 @@ def ancillary(family: int, source: bytes, interface: int, hops: int, /) -> bytes
     `hops` (0: the socket's).  Raises ValueError for another family, or a source that does not fit it.
     """
 
+def busy_poll(fds: tuple[int, ...], microseconds: int, /) -> int:
+    """Look for readable descriptors, at most 8, until one is or the time has passed; it does not sleep.
+
+    Returns bits by position in `fds`, 0 if none has become readable.  Raises ValueError for more descriptors.
+    """
+
 def bound_ports(fd: int, family: int, protocol: int, without: int, /) -> bytes:
     """A bit for each local port (8192 bytes, least significant first) that a socket listens on, or is bound to (UDP).
 

@@ -4,7 +4,9 @@ Pure; imports no other room.  All such arithmetic is here.
 
 What one peer holds must not starve the others, so each kind of flow has a share of the descriptors: clients on the
 host's network cannot keep the guest from connecting, and the guest cannot keep clients out.  Where a share is used up,
-the oldest flow without an answer gives way, or the newest is refused.
+the oldest flow without an answer gives way, or the newest is refused.  Listeners that are opened or closed change the
+shares (`Proxy._share_out`).  A share that becomes smaller ends no TCP flow that is established: none is added until
+there is room.  UDP flows beyond it give way as others come.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The event loop: readable descriptors, and one heap of timers.
 
-Owns the uvloop event loop; no other room imports uvloop or keeps a timer of its own.  Imports no other room.
+Owns the uvloop event loop; no other room uses uvloop or keeps a timer of its own.  Imports `_cext`.
 
 Rooms depend on `Loop`, a small interface; tests drive them with a loop whose clock stands still until a test moves it.
 Times are seconds of a clock that never goes back.
@@ -18,12 +18,20 @@ from typing import Any, Protocol
 
 import uvloop
 
+from . import _cext
+
 NEVER = float("inf")
 
 # libuv counts in whole milliseconds.  A delay is rounded up to these, unless it lies so little above one.
 TICK, TOLERANCE = 0.001, 0.05
 
 STALE_MAX = 64  # entries of the heap
+
+# Busy polling: microseconds; how often in a row nothing was found, which bounds the turns that go without; and for
+# how long other descriptors and timers wait, seconds
+BUSY_POLL_AUTO = 20
+MISSES_MAX = 6
+BUSY_MAX = 0.001
 
 Call = Callable[[], object]
 
@@ -109,8 +117,11 @@ class Loop(Protocol):
     def now(self) -> float:
         """Seconds of a clock that never goes back."""
 
-    def watch(self, fd: int, call: Call) -> None:
-        """Call whenever a descriptor is readable, from now on."""
+    def watch(self, fd: int, call: Call, hot: bool = False) -> None:
+        """Call whenever a descriptor is readable, from now on.
+
+        `hot`: messages may follow each other within microseconds, and the call does not wait if there is none.
+        """
 
     def unwatch(self, fd: int) -> object:
         """Watch a descriptor no longer."""
@@ -135,13 +146,47 @@ class MainLoop(Loop, Protocol):
         """Give everything back."""
 
 
+class BusyPoll:
+    """For how long to look for more on hot descriptors before the loop sleeps, `time` microseconds at most.
+
+    To be woken costs more than a look of this length, for us and for the program that wakes us.  A look that finds
+    nothing wastes it: if it is `adaptive`, each of several in a row doubles the number of turns that go without.
+    """
+
+    def __init__(self, time: int, adaptive: bool = False) -> None:
+        self._time = time
+        self._adaptive = adaptive
+        self._misses = 0
+        self._pause = 0  # turns
+
+    def next(self) -> int:
+        """Microseconds to look for now; 0: go to sleep."""
+        if self._pause:
+            self._pause -= 1
+            return 0
+        return self._time
+
+    def looked(self, found: bool) -> None:
+        """A look has found something, or nothing."""
+        if found:
+            self._misses = 0
+        elif self._adaptive:
+            self._misses = min(self._misses + 1, MISSES_MAX)
+            self._pause = (1 << self._misses) - 2
+
+
 class EventLoop:
     """The MainLoop that serves.  `failed` is told about an exception that a call has raised; the loop goes on."""
 
-    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+    def __init__(
+        self, failed: Callable[[BaseException], object], busy_poll: BusyPoll | None = None
+    ) -> None:
         self._loop: Any = uvloop.new_event_loop()
         self._timers = Timers(self._arm)
         self._failed = failed
+        self._busy_poll = busy_poll
+        self._hot: dict[int, Call] = {}
+        self._hot_fds: tuple[int, ...] = ()
         self._handle: Any = None
         self._armed = NEVER
         self.now = time.monotonic
@@ -151,11 +196,36 @@ class EventLoop:
         error = context.get("exception")
         self._failed(error if error is not None else RuntimeError(context.get("message", "")))
 
-    def watch(self, fd: int, call: Call) -> None:
-        self._loop.add_reader(fd, call)
+    def watch(self, fd: int, call: Call, hot: bool = False) -> None:
+        if hot and self._busy_poll is not None:
+            self._hot[fd] = call
+            self._hot_fds = tuple(self._hot)
+            self._loop.add_reader(fd, self._on_hot, call)
+        else:
+            self._loop.add_reader(fd, call)
 
     def unwatch(self, fd: int) -> bool:
+        if self._hot.pop(fd, None) is not None:
+            self._hot_fds = tuple(self._hot)
         return bool(self._loop.remove_reader(fd))
+
+    def _on_hot(self, call: Call) -> None:
+        """A hot descriptor is readable: serve it, and what becomes readable soon after."""
+        call()
+        busy_poll = self._busy_poll
+        if busy_poll is None:
+            return
+        time_ = busy_poll.next()
+        until = min(time.monotonic() + BUSY_MAX, self._armed)
+        while time_ and time.monotonic() < until:
+            fds = self._hot_fds
+            ready = _cext.busy_poll(fds, time_)
+            busy_poll.looked(ready != 0)
+            if not ready:
+                break
+            for n, fd in enumerate(fds):
+                if ready >> n & 1 and fd in self._hot:
+                    self._hot[fd]()
 
     def timer(self, call: Call) -> Timer:
         return Timer(self._timers, call)

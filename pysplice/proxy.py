@@ -126,10 +126,11 @@ class Proxy:
         self._has_command = has_command
         planes = self._planes
         if planes.reader.fileno() >= 0:
-            self._loop.watch(planes.reader.fileno(), self._on_tap)
+            self._loop.watch(planes.reader.fileno(), self._on_tap, hot=True)
         for plane in (planes.forward, planes.splices, planes.datagrams, planes.streams):
             if plane.fileno() >= 0:
-                self._loop.watch(plane.fileno(), partial(self._on_plane, plane))
+                hot = plane is not planes.forward
+                self._loop.watch(plane.fileno(), partial(self._on_plane, plane), hot)
         for other, call in ((planes.guest, self._on_agent), (planes.files, self._take_clients)):
             if other.fileno() >= 0:
                 self._loop.watch(other.fileno(), call)

@@ -308,6 +308,15 @@ def test_a_loopback_address_leads_nowhere(option, address):
         cli.parse([option, address])
 
 
+def test_busy_poll():
+    assert cli.parse([]).busy_poll == -1
+    for text, value in (("auto", -1), ("off", 0), ("0", 0), ("50", 50)):
+        assert cli.parse(["--busy-poll", text]).busy_poll == value
+    for text in ("1001", "-1", "often", ""):
+        with pytest.raises(ConfigError, match="--busy-poll"):
+            cli.parse(["--busy-poll", text])
+
+
 def test_udp_filter():
     assert cli.parse([]).udp_filter == "address"
     assert cli.parse(["--udp-filter", "port"]).udp_filter == "port"

@@ -1,12 +1,15 @@
-"""The loop: timers in order and once, a heap that does not grow, and a loop that goes on after an exception."""
+"""The loop: timers in order and once, a heap that does not grow, exceptions, and busy polling."""
 
+import itertools
 import os
 import signal
+import socket
 import time
 
 import pytest
 
-from pysplice.loop import NEVER, STALE_MAX, EventLoop
+from pysplice import _cext
+from pysplice.loop import MISSES_MAX, NEVER, STALE_MAX, BusyPoll, EventLoop
 
 from .support.loops import FakeLoop
 
@@ -121,3 +124,133 @@ def test_the_real_loop_watches_and_hears_signals(real):
     assert got == [b"x", "signal"] and time.monotonic() >= before
     for fd in (readable, writable):
         os.close(fd)
+
+
+# Busy polling
+
+
+def test_looks_that_find_nothing_become_rare():
+    busy_poll = BusyPoll(20, adaptive=True)
+    looks = []
+    for turn in range(1000):
+        if busy_poll.next():
+            looks.append(turn)
+            busy_poll.looked(False)
+    assert looks[:6] == [0, 1, 4, 11, 26, 57]
+    assert {b - a for a, b in itertools.pairwise(looks[7:])} == {2**MISSES_MAX - 1}
+
+
+def test_one_that_finds_something_starts_again():
+    busy_poll = BusyPoll(20, adaptive=True)
+    for _ in range(1000):
+        if busy_poll.next():
+            busy_poll.looked(False)
+    while not busy_poll.next():
+        pass
+    busy_poll.looked(True)
+    assert busy_poll.next() == 20
+    busy_poll.looked(False)
+    assert busy_poll.next() == 20
+
+
+def test_a_time_that_the_user_has_chosen_is_kept():
+    busy_poll = BusyPoll(7)
+    for _ in range(100):
+        assert busy_poll.next() == 7
+        busy_poll.looked(False)
+
+
+@pytest.fixture
+def hot():
+    """A loop that polls busily for long enough, and three pairs of sockets."""
+    failed: list[BaseException] = []
+    loop = EventLoop(failed.append, BusyPoll(500_000))
+    pairs = [socket.socketpair(type=socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for _ in range(3)]
+    yield loop, pairs
+    loop.close()
+    assert not failed
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
+def test_what_follows_soon_is_served_in_the_same_turn(hot):
+    loop, ((first, sender), (second, other), (cold, third)) = hot
+    said = []
+
+    def on_first():
+        said.append(first.recv(10))
+        other.send(b"second")
+        third.send(b"cold")
+
+    def on_second():
+        said.append(second.recv(10))
+        loop.stop()
+
+    loop.watch(cold.fileno(), lambda: said.append(cold.recv(10)))
+    loop.watch(first.fileno(), on_first, hot=True)
+    loop.watch(second.fileno(), on_second, hot=True)
+    sender.send(b"first")
+    loop.run((), lambda: None, lambda: None)
+    assert said[:2] == [b"first", b"second"]
+
+
+def test_hot_ones_leave_the_others_their_turn(hot):
+    """Whatever comes meanwhile: a descriptor that is not hot waits for a bounded time, and so does a timer."""
+    loop, ((first, sender), _, (cold, third)) = hot
+    said = []
+
+    def on_first():
+        said.append(loop.now())
+        first.recv(10)
+        sender.send(b"again")
+        if loop.now() > said[0] + 10:
+            loop.stop()
+
+    def on_cold():
+        said.append("cold")
+        cold.recv(10)
+        loop.at(loop.now() + 0.002, loop.stop)
+
+    loop.watch(first.fileno(), on_first, hot=True)
+    loop.watch(cold.fileno(), on_cold)
+    sender.send(b"first")
+    third.send(b"cold")
+    loop.run((), lambda: None, lambda: None)
+    assert "cold" in said
+
+
+def test_one_that_is_watched_no_longer_is_not_called(hot):
+    loop, ((first, sender), (second, other), _) = hot
+    said = []
+
+    def on_first():
+        said.append("first")
+        first.recv(10)
+        other.send(b"for nobody")
+        loop.unwatch(second.fileno())
+        loop.at(loop.now() + 0.02, loop.stop)
+
+    loop.watch(first.fileno(), on_first, hot=True)
+    loop.watch(second.fileno(), lambda: said.append("second"), hot=True)
+    sender.send(b"first")
+    other.send(b"too late")
+    loop.run((), lambda: None, lambda: None)
+    assert said.count("first") == 1 and "second" not in said[said.index("first") :]
+
+
+def test_bits_by_position():
+    pairs = [socket.socketpair() for _ in range(8)]
+    fds = tuple(ours.fileno() for ours, _ in pairs)
+    assert _cext.busy_poll(fds, 0) == 0
+    for n in (1, 7):
+        pairs[n][1].send(b"x")
+    assert _cext.busy_poll(fds, 10**6) == 1 << 1 | 1 << 7
+    assert _cext.busy_poll((), 0) == 0
+    with pytest.raises(ValueError):
+        _cext.busy_poll((*fds, fds[0]), 0)
+    with pytest.raises(TypeError):
+        _cext.busy_poll(("0",), 0)
+    for pair in pairs:
+        for sock in pair:
+            sock.close()

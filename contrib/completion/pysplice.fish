@@ -45,6 +45,8 @@ complete -c pysplice -l new-session -d 'Run COMMAND in a session of its own, wit
 complete -c pasta -l new-session -d 'Run COMMAND in a session of its own, without the terminal'
 complete -c pysplice -l no-offload -d 'Plain frames: no segmentation or checksum offload on the tap'
 complete -c pasta -l no-offload -d 'Plain frames: no segmentation or checksum offload on the tap'
+complete -c pysplice -l busy-poll -x -d 'How long to look for more messages before sleeping, microseconds; auto, the default, does so while that finds some'
+complete -c pasta -l busy-poll -x -d 'How long to look for more messages before sleeping, microseconds; auto, the default, does so while that finds some'
 complete -c pysplice -l config-net -d 'Configure the tap: addresses, routes, MTU'
 complete -c pasta -l config-net -d 'Configure the tap: addresses, routes, MTU'
 complete -c pysplice -s a -l address -x -d 'The guest\'s address (one of each version); default: those of the host\'s interface'

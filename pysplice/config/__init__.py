@@ -132,6 +132,7 @@ class Config(NamedTuple):
     debug: bool = False
     trace: bool = False
     stats: int = 0  # seconds; 0: none
+    busy_poll: int = -1  # microseconds; 0: off, -1: adaptive
     log_file: str = ""
     log_size: int = LOG_SIZE_DEFAULT
     log_time: bool = False

@@ -18,6 +18,7 @@ from .values import (
     LOG_SIZE_MIN,
     UDP_FILTERS,
     parse_address,
+    parse_busy_poll,
     parse_capture,
     parse_choice,
     parse_gateway,
@@ -210,6 +211,9 @@ OPTIONS: tuple[Option, ...] = (
         "Run COMMAND in a session of its own, without the terminal", first=True),
     Option(("--no-offload",), "", _switch(offload=False), DEVICE,
         "Plain frames: no segmentation or checksum offload on the tap"),
+    Option(("--busy-poll",), "USEC|auto|off", _value("busy_poll", parse_busy_poll), DEVICE,
+        "How long to look for more messages before sleeping, microseconds; auto, the default, does so while that finds"
+        " some"),
     Option(("--chroot-fallback",), "", _switch(chroot_fallback=True), DEVICE, ""),
 
     Option(("--config-net",), "", _switch(config_net=True), ADDRESSES,

@@ -16,6 +16,7 @@ IFNAME_MAX = 15
 NAME_MAX = 254  # a domain name as text (RFC 1035)
 LIMIT_OUTPUT_MAX = 1 << 30
 LOG_SIZE_MIN = 40 * 1024
+BUSY_POLL_MAX = 1000
 SHOWN = 40  # characters of a value that a message quotes
 
 # As tcp/window.py and datagram/udp.py have them, which are not imported here; a test compares them
@@ -36,6 +37,15 @@ def parse_int(text: str, option: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
         raise ConfigError(f"invalid value for {option}: '{text[:SHOWN]}' (from {low} to {high})")
     return int(text)
+
+
+def parse_busy_poll(text: str, option: str) -> int:
+    """Microseconds; 0: off, -1: auto."""
+    if text in ("auto", "off"):
+        return -1 if text == "auto" else 0
+    if not text.isdigit():
+        raise ConfigError(f"invalid value for {option}: '{text[:SHOWN]}' (microseconds, auto or off)")
+    return parse_int(text, option, 0, BUSY_POLL_MAX)
 
 
 def parse_path(text: str, option: str) -> str:

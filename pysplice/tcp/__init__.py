@@ -55,7 +55,10 @@ The guest's SYN makes a socket and starts connect().  The guest gets its SYN-ACK
 when, the connection is established on the host.  If connect() is refused, the guest gets a RST; if the network is
 unreachable, it gets the ICMP error that says so (``unreachable``); if no host answers, the guest's SYN gets no
 answer either (``refuse``; ``stream/open.py`` does the same for an error that connect() reports at once).  So connect()
-in the guest ends as it would have ended on the host.  The SYN-ACK is repeated while ``SYN_ACK_RETRIES`` last.
+in the guest ends as it would have ended on the host.  The SYN-ACK is repeated while ``SYN_ACK_RETRIES`` last.  A SYN
+with the same number is a repetition; one with another number means that the guest has given up and uses the ports
+again: the flow is aborted, and the same SYN opens the next (``judge``).  A SYN for an established flow is challenged
+(see Closing).
 
 A connection that comes from the host is opened the other way round.  It is already established there (by accept()), so
 it begins with ``SOCK_CONNECTED``, and ``open`` asks the guest with a SYN (``ask``, ``TAP_SYN_SENT``).  The guest's
@@ -93,9 +96,9 @@ known ones, each with what it gets wrong.  ``DEFAULT_ESTIMATOR`` is ``truesize``
 per segment that the queue shows.  ``bounds`` shows the result of each for one reading.
 
 - The room counts from what was read, not from what is acknowledged: the right edge, ``wnd_edge``, is ``seq_from_tap``
-  plus the room.  It never moves left.  Where the scale cannot express the window exactly, it is rounded up; after many
-  small segments have made use of that (``ROUNDED_UP_MAX``), it is rounded down instead, by less than one unit of the
-  scale, and bytes in between are still accepted.
+  plus the room.  It never moves left.  Where the scale cannot express the window exactly, it is rounded down, or up
+  where that would move the edge left.  After many small segments have made use of that (``ROUNDED_UP_MAX``), what the
+  guest sees is left of the edge by less than one unit of the scale, and bytes in between are still accepted.
 - A closed window has to be opened again, and only the socket can say when.  The kernel reports writability (at most two
   thirds of the buffer used: ``writable``) only to a process that asks for it after it was lost.  So ``arm`` asks
   whenever the socket is not writable; the kernel takes the same request as a sign that the buffer should

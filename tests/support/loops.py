@@ -20,7 +20,7 @@ class FakeLoop:
     def now(self) -> float:
         return self.time
 
-    def watch(self, fd, call) -> None:
+    def watch(self, fd, call, hot=False) -> None:
         self.watched[fd] = call
 
     def unwatch(self, fd):
