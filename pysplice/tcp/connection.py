@@ -11,7 +11,7 @@ host sockets for answers that can carry the acknowledgement, the caller calls `a
 """
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from . import seq, window
 from .account import Account
@@ -53,16 +53,16 @@ from .timing import NEVER, keepalive_at
 
 # How often in a row the guest may leave us without an answer: tcp_synack_retries, tcp_retries2 and
 # tcp_keepalive_probes of Linux
-SYN_ACK_RETRIES = 5
-RETRIES = 15
-KEEPALIVE_PROBES = 9
+SYN_ACK_RETRIES: Final = 5
+RETRIES: Final = 15
+KEEPALIVE_PROBES: Final = 9
 
 # Segments of one run that came too early and are answered with a duplicate acknowledgement each
-DUP_ACKS_SENT_MAX = 64
+DUP_ACKS_SENT_MAX: Final = 64
 
 
 # What is established, and whose remote host has not ended, is read
-READING = ESTABLISHED | SOCK_FIN_RCVD
+READING: Final = ESTABLISHED | SOCK_FIN_RCVD
 
 
 class Terms(NamedTuple):

@@ -5,22 +5,22 @@ Owns nothing; imports no other room.  A door returns ints and never raises on th
 were taken from the host socket; both are opaque here.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 # TCP flags (RFC 9293, section 3.1)
-FIN = 0x01
-SYN = 0x02
-RST = 0x04
-PSH = 0x08
-ACK = 0x10
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
 
 # What a host socket is ready for: the bits of epoll(7)
-READABLE = 0x001
-URGENT = 0x002  # EPOLLPRI: a read stops short at the urgent mark
-WRITABLE = 0x004
-ERROR = 0x008
-HANGUP = 0x010
-CLOSING = 0x2000  # EPOLLRDHUP: the remote host will send no more
+READABLE: Final = 0x001
+URGENT: Final = 0x002  # EPOLLPRI: a read stops short at the urgent mark
+WRITABLE: Final = 0x004
+ERROR: Final = 0x008
+HANGUP: Final = 0x010
+CLOSING: Final = 0x2000  # EPOLLRDHUP: the remote host will send no more
 
 
 class Run(Protocol):

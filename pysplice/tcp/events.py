@@ -14,17 +14,19 @@ Owns nothing; imports no other room.  Only Connection._learn() changes a connect
 refuses anything that the table does not allow.  Facts are plain ints, because they are tested for each run of segments.
 """
 
-TAP_SYN_RCVD = 1 << 0  # the guest asked for a connection, or agreed to ours
-SOCK_CONNECTED = 1 << 1  # connect() on the host has succeeded, or accept()
-TAP_SYN_ACK_SENT = 1 << 2  # the guest was told that
-ESTABLISHED = 1 << 3  # both SYNs are acknowledged: data may flow
-TAP_FIN_RCVD = 1 << 4  # the guest sends no more, and all of its data is here
-SOCK_FIN_SENT = 1 << 5  # all of it is in the host socket: shutdown() was called
-SOCK_FIN_RCVD = 1 << 6  # the remote host sends no more: the end of its data was read
-TAP_FIN_SENT = 1 << 7  # the guest has all of it, and was told that it is the end
-TAP_FIN_ACKED = 1 << 8  # the guest has acknowledged that
-CLOSED = 1 << 9  # nothing is left to be done, or the connection was cut off
-TAP_SYN_SENT = 1 << 10  # the guest was asked for a connection
+from typing import Final
+
+TAP_SYN_RCVD: Final = 1 << 0  # the guest asked for a connection, or agreed to ours
+SOCK_CONNECTED: Final = 1 << 1  # connect() on the host has succeeded, or accept()
+TAP_SYN_ACK_SENT: Final = 1 << 2  # the guest was told that
+ESTABLISHED: Final = 1 << 3  # both SYNs are acknowledged: data may flow
+TAP_FIN_RCVD: Final = 1 << 4  # the guest sends no more, and all of its data is here
+SOCK_FIN_SENT: Final = 1 << 5  # all of it is in the host socket: shutdown() was called
+SOCK_FIN_RCVD: Final = 1 << 6  # the remote host sends no more: the end of its data was read
+TAP_FIN_SENT: Final = 1 << 7  # the guest has all of it, and was told that it is the end
+TAP_FIN_ACKED: Final = 1 << 8  # the guest has acknowledged that
+CLOSED: Final = 1 << 9  # nothing is left to be done, or the connection was cut off
+TAP_SYN_SENT: Final = 1 << 10  # the guest was asked for a connection
 
 NAMES = {
     TAP_SYN_RCVD: "TAP_SYN_RCVD",
@@ -66,7 +68,7 @@ FORBIDS[TAP_SYN_SENT] |= TAP_SYN_RCVD
 FORBIDS[TAP_SYN_ACK_SENT] |= TAP_SYN_SENT
 
 # With these a connection has ended in good order
-FINISHED = SOCK_FIN_SENT | TAP_FIN_ACKED
+FINISHED: Final = SOCK_FIN_SENT | TAP_FIN_ACKED
 
 
 class IllegalTransition(Exception):

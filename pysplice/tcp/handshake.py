@@ -7,6 +7,7 @@ because the facts are its own.
 """
 
 import errno
+from typing import Final
 
 from . import seq
 from .doors import ACK, RST, SYN, Run, TapDoor
@@ -15,12 +16,12 @@ from .receive import Receive
 from .send import Send
 
 # Verdicts: what a segment means before the connection is established
-IGNORE = 0  # nothing
-CHALLENGE = 1  # it may be forged: acknowledge what there is (RFC 5961, section 3.2)
-ABORT = 2  # the guest wants no such connection
-REFUSED = 3  # the port is closed: the client on the host has a connection already, and sees it reset
-CONFIRMED = 4  # the guest has acknowledged our SYN-ACK
-ACCEPTED = 5  # the guest has answered our SYN
+IGNORE: Final = 0  # nothing
+CHALLENGE: Final = 1  # it may be forged: acknowledge what there is (RFC 5961, section 3.2)
+ABORT: Final = 2  # the guest wants no such connection
+REFUSED: Final = 3  # the port is closed: the client on the host has a connection already, and sees it reset
+CONFIRMED: Final = 4  # the guest has acknowledged our SYN-ACK
+ACCEPTED: Final = 5  # the guest has answered our SYN
 
 # Socket errors that an ICMP message carries to the guest
 UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, errno.ENETDOWN})

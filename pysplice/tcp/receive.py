@@ -8,6 +8,7 @@ connection, or the other direction, sends them.
 """
 
 import errno
+from typing import Final
 
 from . import seq, window
 from .account import Account, account
@@ -15,7 +16,7 @@ from .doors import FIN, HostDoor, Run, SocketFacts
 from .small_queue import SmallQueue, bytes_per_frame
 
 # How far rounding may move the right edge beyond the room; HostSocket.keep() allows for this much
-ROUNDED_UP_MAX = 32 * 1024
+ROUNDED_UP_MAX: Final = 32 * 1024
 
 
 class Receive:

@@ -5,6 +5,7 @@ carries an acknowledgement and a window.  The theory of operation is in __init__
 """
 
 import errno
+from typing import Final
 
 from . import seq
 from .doors import ACK, FIN, PSH, HostDoor, Run, TapDoor
@@ -12,23 +13,23 @@ from .events import SOCK_FIN_RCVD, TAP_FIN_ACKED, TAP_FIN_SENT
 from .receive import Receive
 from .timing import NEVER, RoundTrip
 
-MSS_DEFAULT = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
+MSS_DEFAULT: Final = 536  # RFC 9293, 3.7.1: without the option; IPv6 has the same floor in practice
 
 # A guest that asks for smaller segments would make us send a frame for every few bytes (Linux: TCP_MIN_SND_MSS is
 # 48); and this many segments in flight are enough for any guest
-MSS_MIN = 88
-SEGMENTS_MAX = 1024
+MSS_MIN: Final = 88
+SEGMENTS_MAX: Final = 1024
 
-DUP_ACKS = 3  # RFC 5681, section 3.2
+DUP_ACKS: Final = 3  # RFC 5681, section 3.2
 
 # Read from the host socket at a time: then both copies find the bytes in the processor's cache
-RECEIVE_CHUNK = 256 * 1024
+RECEIVE_CHUNK: Final = 256 * 1024
 
 # Sent again in one frame
-RETRANSMIT_MAX = 64 * 1024 - 1024
+RETRANSMIT_MAX: Final = 64 * 1024 - 1024
 
 # What acknowledged() says of a segment that it does not accept
-UNACCEPTABLE = -1
+UNACCEPTABLE: Final = -1
 
 
 class Send:

@@ -5,9 +5,10 @@ are signed, and meaningful as long as the two numbers are less than 2**31 apart.
 """
 
 import hashlib
+from typing import Final
 
-MASK = 0xFFFFFFFF
-HALF = 0x80000000
+MASK: Final = 0xFFFFFFFF
+HALF: Final = 0x80000000
 
 
 def add(seq: int, n: int) -> int:

@@ -10,40 +10,40 @@ edge may lie only so far beyond what was read.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 # A connection counts as queueing for one to two of these periods, seconds
-QUEUEING_PERIOD = 0.1
+QUEUEING_PERIOD: Final = 0.1
 
 # A connection that sends small messages makes the others keep their queues short for this long after each, seconds
-TALKING_SECONDS = 1.0
+TALKING_SECONDS: Final = 1.0
 
 # How much may wait before another connection's small message, as the time that it takes to be read.  The kernel
 # allows a socket a millisecond at its pacing rate (sk_pacing_shift).  Here one process reads everything that is
 # ahead in the ring, and it competes with the senders and the receivers for the processor, which multiplies the
 # time.
-QUEUE_SECONDS = 1 / 8192
+QUEUE_SECONDS: Final = 1 / 8192
 
 # What a connection may have unread before it has shown what its frames carry, bytes: about what a TCP stack sends at
 # first (RFC 6928), and even in tiny frames few enough for many connections.  A window cannot be taken back.
-FIRST_BYTES = 16 * 1024
+FIRST_BYTES: Final = 16 * 1024
 
 # A single frame with less than this is part of a conversation, and shows nothing
-FRAME_BYTES_SMALL = 1024
+FRAME_BYTES_SMALL: Final = 1024
 
 # The largest frame; a bulk sender is always left with two of them
-LARGE = 64 * 1024
+LARGE: Final = 64 * 1024
 
 # Batches below this say little about how fast the ring is read
-RATE_BYTES_MIN = 64 * 1024
+RATE_BYTES_MIN: Final = 64 * 1024
 
 # How many frames a connection that is resumed is assumed to put into the ring, at most
-RESUMED_FRAMES = 512
+RESUMED_FRAMES: Final = 512
 
 # How long a throttled connection has to be quiet before it is resumed, seconds: while the ring is empty, and while it
 # holds frames of others, behind which its own may be
-RESUME_AFTER = 0.001
-RESUME_AFTER_BUSY = 0.01
+RESUME_AFTER: Final = 0.001
+RESUME_AFTER_BUSY: Final = 0.01
 
 
 def share(ring: int, active: int) -> int:

@@ -3,20 +3,22 @@
 Owns the estimate of one connection.  Imports seq.py; it knows nothing about segments except their numbers.
 """
 
+from typing import Final
+
 from . import seq
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 # The bounds are Linux's TCP_TIMEOUT_INIT, TCP_RTO_MIN and TCP_RTO_MAX
-RTO_INITIAL = 1.0
-RTO_MIN = 0.2
-RTO_MAX = 120.0
-BACKOFF_MAX = 16
+RTO_INITIAL: Final = 1.0
+RTO_MIN: Final = 0.2
+RTO_MAX: Final = 120.0
+BACKOFF_MAX: Final = 16
 
 # A guest that has been silent for this long is asked for a sign of life (passt: KEEPALIVE_INTERVAL), seconds.  The
 # time is rounded up to whole ticks, so that many idle connections share one wake-up.
-KEEPALIVE_IDLE = 30.0
-KEEPALIVE_TICK = 10.0
+KEEPALIVE_IDLE: Final = 30.0
+KEEPALIVE_TICK: Final = 10.0
 
 
 class RoundTrip:

@@ -9,27 +9,27 @@ estimator, and adds what has to hold for all of them: a window that is closed ca
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .doors import SocketFacts
 
-WINDOW_FIELD_MAX = 0xFFFF
-SIGNED_WINDOW_MAX = 0x7FFF  # MAX_TCP_WINDOW
-WSCALE_MAX = 14  # TCP_MAX_WSCALE; RFC 7323, section 2.3
+WINDOW_FIELD_MAX: Final = 0xFFFF
+SIGNED_WINDOW_MAX: Final = 0x7FFF  # MAX_TCP_WINDOW
+WSCALE_MAX: Final = 14  # TCP_MAX_WSCALE; RFC 7323, section 2.3
 
-SNDBUF_SMALL = 128 * 1024
-SNDBUF_BIG = 4 * 1024 * 1024
-SNDBUF_BIG_PERCENT = 75
+SNDBUF_SMALL: Final = 128 * 1024
+SNDBUF_BIG: Final = 4 * 1024 * 1024
+SNDBUF_BIG_PERCENT: Final = 75
 
 # What one segment in a queue costs beyond its payload: an sk_buff, and the room for its headers (measured, Linux 6.18)
-SKB_OVERHEAD = 832
-SEGMENT = 1448  # an MSS that is not known
+SKB_OVERHEAD: Final = 832
+SEGMENT: Final = 1448  # an MSS that is not known
 
 # The price of a byte rises a little as a queue grows; this part of the buffer is left for that, 0.2 %
-MARGIN_SHIFT = 9
+MARGIN_SHIFT: Final = 9
 
 # A room below one MSS counts as none if data was sent less than this many round trips ago
-SILLY_RTTS = 10
+SILLY_RTTS: Final = 10
 
 
 def scaled(buffer: int) -> int:
