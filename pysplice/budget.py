@@ -9,28 +9,28 @@ shares (`Proxy._share_out`).  A share that becomes smaller ends no TCP flow that
 there is room.  UDP flows beyond it give way as others come.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-RESERVED = 64  # the tap, the loop, the standard streams, files
+RESERVED: Final = 64  # the tap, the loop, the standard streams, files
 
 # Connections that are not established yet: enough for a burst, and few enough to leave room for others
-HALF_OPEN_MAX = 1024
+HALF_OPEN_MAX: Final = 1024
 
 # Sixteenths of the descriptors that listeners leave.  A spliced connection has two sockets, and for each direction a
 # pipe (two descriptors) while bytes wait in it; both directions rarely have one at once.
 OUTBOUND, INBOUND, SPLICED, LINGERING, ENDPOINTS = 5, 3, 5, 1, 1
-HALF = 1  # of a sixteenth: spliced UDP, and echo
-DESCRIPTORS_PER_SPLICE = 4
+HALF: Final = 1  # of a sixteenth: spliced UDP, and echo
+DESCRIPTORS_PER_SPLICE: Final = 4
 
 # Flows of UDP have no descriptor of their own; each takes about 1 KiB of memory
-UDP_FLOWS_MAX = 8192
+UDP_FLOWS_MAX: Final = 8192
 
 # A stream holds what was taken from a host socket until the guest has acknowledged it.  Bytes are on the tap for well
 # below a millisecond, so a stream of 1 MiB does not bound the rate, and few connections have one at a time.  The more
 # streams are in use, the smaller the next ones are: all of them together stay below about four times STREAMS_BYTES.
-STREAMS_BYTES = 12 << 20
+STREAMS_BYTES: Final = 12 << 20
 STREAM_SIZES = (1 << 20, 256 << 10, 64 << 10, 16 << 10, 4 << 10)
-WARM_BYTES = 4 << 20  # of unused streams, of each size, that keep their memory
+WARM_BYTES: Final = 4 << 20  # of unused streams, of each size, that keep their memory
 
 
 class Budget(NamedTuple):

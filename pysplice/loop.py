@@ -14,24 +14,24 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import uvloop
 
 from . import _cext
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 # libuv counts in whole milliseconds.  A delay is rounded up to these, unless it lies so little above one.
 TICK, TOLERANCE = 0.001, 0.05
 
-STALE_MAX = 64  # entries of the heap
+STALE_MAX: Final = 64  # entries of the heap
 
 # Busy polling: microseconds; how often in a row nothing was found, which bounds the turns that go without; and for
 # how long other descriptors and timers wait, seconds
-BUSY_POLL_AUTO = 20
-MISSES_MAX = 6
-BUSY_MAX = 0.001
+BUSY_POLL_AUTO: Final = 20
+MISSES_MAX: Final = 6
+BUSY_MAX: Final = 0.001
 
 Call = Callable[[], object]
 

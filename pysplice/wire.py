@@ -9,6 +9,7 @@ A flow key is what the guest's packets carry: source address, destination addres
 
 import socket
 import struct
+from typing import Final
 
 # Ethertypes as a frame has them (IEEE 802 numbers)
 ETHERTYPE_IPV4, ETHERTYPE_ARP, ETHERTYPE_IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
@@ -22,7 +23,7 @@ PROTO_ICMP, PROTO_TCP, PROTO_UDP, PROTO_FRAGMENT, PROTO_ICMPV6 = 1, 6, 17, 44, 5
 IPV4_MORE_FRAGMENTS, IPV4_DONT_FRAGMENT, IPV4_OFFSET = 0x2000, 0x4000, 0x1FFF
 IPV6_MORE_FRAGMENTS, IPV6_OFFSET = 0x0001, 0xFFF8
 
-HOPS = 255  # hop limit of packets that are made here; neighbour discovery asks for it (RFC 4861)
+HOPS: Final = 255  # hop limit of packets that are made here; neighbour discovery asks for it (RFC 4861)
 
 BROADCAST_MAC = b"\xff" * 6
 BROADCAST4 = b"\xff" * 4
@@ -30,7 +31,7 @@ LOOPBACK6 = bytes(15) + b"\x01"
 LINK_LOCAL6 = b"\xfe\x80"
 V4_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
-KEY4_LEN = 12
+KEY4_LEN: Final = 12
 
 
 # Addresses

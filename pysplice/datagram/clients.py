@@ -10,7 +10,7 @@ the listener's at a time, and a share of the table in which flows that the guest
 
 import os
 import socket
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .. import _cext, wire
 from ..forward.policy import Listener, Policy
@@ -23,7 +23,7 @@ from .routes import Peer, Port
 from .table import INBOUND, OUTBOUND, Table
 from .udp import Udp
 
-PORT_TRIES = 16
+PORT_TRIES: Final = 16
 
 
 class Call(NamedTuple):

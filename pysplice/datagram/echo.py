@@ -12,7 +12,7 @@ import errno
 import select
 import socket
 import struct
-from typing import Any
+from typing import Any, Final
 
 from .. import wire
 from ..link.tap import TapDevice
@@ -23,12 +23,12 @@ from ..wire import PROTO_ICMP, PROTO_ICMPV6, pack
 from . import errors, fragments
 from .table import Expiring, Table
 
-FLOWS_MAX = 1024
-TIMEOUT = 60.0  # seconds, as pasta's ICMP_ECHO_TIMEOUT
+FLOWS_MAX: Final = 1024
+TIMEOUT: Final = 60.0  # seconds, as pasta's ICMP_ECHO_TIMEOUT
 ECHO_REPLY, ECHO_REQUEST = 0, 8
 ECHO_REQUEST6, ECHO_REPLY6 = 128, 129
-MESSAGE_MAX = 65535
-REPLIES_PER_EVENT = 32
+MESSAGE_MAX: Final = 65535
+REPLIES_PER_EVENT: Final = 32
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM})
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN})
 

@@ -11,7 +11,7 @@ import itertools
 import select
 import socket
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Final
 
 from .. import wire
 from ..observe.describe import flow_name
@@ -20,10 +20,10 @@ from . import routes
 from .routes import Peer, Port
 from .table import OUTBOUND, Expiring, Table
 
-PRIVILEGED = 1024  # PROT_SOCK
+PRIVILEGED: Final = 1024  # PROT_SOCK
 
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-EVICT_LOOKS = 256  # at flows that were never answered, for an endpoint that has no other
+EVICT_LOOKS: Final = 256  # at flows that were never answered, for an endpoint that has no other
 
 
 class TapFlow(Expiring):

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .. import wire
 from ..link import icmp
@@ -20,8 +20,8 @@ EXTENDED = struct.Struct("=IBBBBII")
 ORIGIN_LOCAL, ORIGIN_ICMP, ORIGIN_ICMP6 = 1, 2, 3
 ICMP_FRAGMENTATION_NEEDED = (3, 4)
 ICMPV6_TOO_BIG = (2, 0)
-QUEUE_MAX = 16  # errors of one socket at a time
-DATA_MAX = 1500
+QUEUE_MAX: Final = 16  # errors of one socket at a time
+DATA_MAX: Final = 1500
 
 
 class QueuedError(NamedTuple):

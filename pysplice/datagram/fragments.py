@@ -7,15 +7,16 @@ dropped with all of them (RFC 5722, which we follow for IPv4 too).
 """
 
 import struct
+from typing import Final
 
 from .. import wire
 from ..wire import FRAGMENT, IPV4, IPV6, PROTO_FRAGMENT, PROTO_UDP
 
-TIMEOUT = 30.0  # seconds; net.ipv4.ipfrag_time of Linux
-PACKETS_MAX = 256
-BYTES_MAX = 4 << 20
-PIECES_MAX = 1024  # of one packet
-PACKET_MAX = 65535
+TIMEOUT: Final = 30.0  # seconds; net.ipv4.ipfrag_time of Linux
+PACKETS_MAX: Final = 256
+BYTES_MAX: Final = 4 << 20
+PIECES_MAX: Final = 1024  # of one packet
+PACKET_MAX: Final = 65535
 
 
 class _Partial:

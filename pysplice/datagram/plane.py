@@ -5,7 +5,7 @@ Owns the epoll instance that watches its sockets.  Imports `_cext`, `budget`, `c
 """
 
 import select
-from typing import Any
+from typing import Any, Final
 
 from .. import _cext, wire
 from ..budget import Budget
@@ -21,15 +21,15 @@ from .endpoints import Endpoints
 from .table import Table
 from .udp import Rules, Udp
 
-EVENTS_PER_TURN = 64
+EVENTS_PER_TURN: Final = 64
 
 # As much of a packet that came in fragments as an ICMP error quotes of its headers
-QUOTED = 64
+QUOTED: Final = 64
 
 # DHCP and DHCPv6: what a guest asks of its link is not for hosts beyond it
 LINK_PORTS = frozenset({67, 68, 546, 547})
 
-EXPIRE_AFTER = 1.0  # seconds, between two looks at the flows' times
+EXPIRE_AFTER: Final = 1.0  # seconds, between two looks at the flows' times
 
 
 class FromGuest:

@@ -10,7 +10,7 @@ comes with an address.
 import contextlib
 import socket
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .. import _cext
 from ..observe.describe import endpoint
@@ -18,10 +18,10 @@ from ..sockets.request import Maker, SocketRequest
 from ..wire import V4_MAPPED, pack
 from . import errors
 
-UDP_GRO = 104
+UDP_GRO: Final = 104
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_DONT, PMTUDISC_DO = 0, 2
-BUFFER = 1 << 20  # net.core.rmem_max and wmem_max bound it
+BUFFER: Final = 1 << 20  # net.core.rmem_max and wmem_max bound it
 
 ADDRESS4, ADDRESS6 = struct.Struct("!H4s8x"), struct.Struct("!HI16s")
 FAMILY, SCOPE = struct.Struct("=H"), struct.Struct("=I")

@@ -9,12 +9,12 @@ gives way first, so a flood from ever-changing sources cannot end a conversation
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ..loop import NEVER
 
 OUTBOUND, INBOUND, SPLICED = range(3)  # shares
-SHARES = 3
+SHARES: Final = 3
 
 
 class Expiring:

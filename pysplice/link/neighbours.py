@@ -7,10 +7,11 @@ bridge, a restored container).  So a flow refers to a `Station`, whose MAC addre
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from .. import wire
 
-STATIONS_MAX = 1024
+STATIONS_MAX: Final = 1024
 
 
 class Station:

@@ -4,7 +4,7 @@ Owns nothing.  Imports `loop`, `observe`, `_cext` and the files of this room.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from .. import _cext
 from ..loop import Loop
@@ -13,7 +13,7 @@ from ..observe.log import Log
 from .plane import LinkPlane
 from .tap import TapDevice
 
-LAST_BATCHES = 16
+LAST_BATCHES: Final = 16
 
 
 class TapGone(Exception):

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from .. import _cext
 from ..config.ports import GUEST
@@ -26,9 +26,9 @@ from ..observe.log import Log
 from ..sockets.request import Maker, SocketRequest
 from ..wire import family, pack, unpack
 
-PENDING_BYTES = 1 << 20  # that wait for a socket in the namespace, for each flow
-KEY_BYTES_MIN = 64
-REQUESTS_MAX = 256  # requests to the agent: a flood of new clients asks for no more
+PENDING_BYTES: Final = 1 << 20  # that wait for a socket in the namespace, for each flow
+KEY_BYTES_MIN: Final = 64
+REQUESTS_MAX: Final = 256  # requests to the agent: a flood of new clients asks for no more
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 

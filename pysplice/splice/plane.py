@@ -4,11 +4,12 @@ Owns the epoll instance that watches their sockets.  Imports the files of this r
 """
 
 import select
+from typing import Final
 
 from .datagrams import SplicedDatagrams
 from .streams import SplicedStreams
 
-SOCKETS_PER_TURN = 64
+SOCKETS_PER_TURN: Final = 64
 
 
 class SplicePlane:

@@ -19,20 +19,22 @@ import os
 import select
 import socket
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..loop import Loop
 from ..stream.linger import reset_on_close
 
-EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-PIPE_BYTES = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
-POOL_PIPES = 32
-SLOT = 4096  # bytes: a pipe has a slot for each page of its size, and a slot may hold as little as one byte
-ROUNDS = 8  # pipes full of data before the other connections have their turn
-SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+EVENTS: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+PIPE_BYTES: Final = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
+POOL_PIPES: Final = 32
+SLOT: Final = (
+    4096  # bytes: a pipe has a slot for each page of its size, and a slot may hold as little as one byte
+)
+ROUNDS: Final = 8  # pipes full of data before the other connections have their turn
+SPLICE_FLAGS: Final = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
-READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-ENDS = READABLE & ~select.EPOLLIN
+READABLE: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+ENDS: Final = READABLE & ~select.EPOLLIN
 
 CONNECTING, OPEN, CLOSED = range(3)
 

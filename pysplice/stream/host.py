@@ -14,7 +14,7 @@ import errno
 import os
 import select
 import socket
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from .. import _cext, budget
 from ..loop import Loop
@@ -23,16 +23,16 @@ from ..tcp import doors
 from .linger import Lingerers, Lingering, reset, unsent
 
 # Empty streams that are kept for the next connections
-POOL_STREAMS = 1024
+POOL_STREAMS: Final = 1024
 
 # Room for what rounding adds to a window while bytes are kept (ROUNDED_UP_MAX in tcp/receive.py, and one unit)
-KEEP_SLACK = 64 * 1024
+KEEP_SLACK: Final = 64 * 1024
 
-EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-EVENTS_PER_POLL = 256
+EVENTS: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+EVENTS_PER_POLL: Final = 256
 
 WMEM_PATH = "/proc/sys/net/ipv4/tcp_wmem"
-WMEM_MAX_DEFAULT = 4 * 1024 * 1024
+WMEM_MAX_DEFAULT: Final = 4 * 1024 * 1024
 
 
 def read_wmem_max() -> int:

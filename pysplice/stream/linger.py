@@ -19,12 +19,12 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..loop import NEVER, Loop
 
 LOOK_FIRST, LOOK_MOST = 0.05, 5.0  # seconds between two looks at a queue
-PATIENCE = 60.0  # seconds without progress, for a socket that ends with a reset
+PATIENCE: Final = 60.0  # seconds without progress, for a socket that ends with a reset
 DISCARD_BYTES, DISCARD_ROUNDS = 65536, 16  # of input, for each event
 
 ABORT = struct.pack("ii", 1, 0)  # struct linger: a close() that resets

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .. import wire
 from ..link.neighbours import Neighbours, Station
@@ -29,12 +29,12 @@ from .flows import Flow, Flows
 from .host import HostSocket, HostSockets
 from .linger import reset
 
-PORT_TRIES = 16
+PORT_TRIES: Final = 16
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # The largest MSS that we offer where the guest may leave segmentation to us.  Frames are 64 KiB then, whatever the MSS
 # is; but a window moves by whole segments, and a young send buffer of 45 KiB does not hold a segment of 64 KiB.
-MSS_MAX_VNET = 16 * 1024
+MSS_MAX_VNET: Final = 16 * 1024
 
 
 class Common(NamedTuple):
