@@ -14,6 +14,7 @@ from typing import Any
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 PURE, IN_PLACE = "PYSPLICE_PURE", "PYSPLICE_COMPILED"
@@ -62,6 +63,15 @@ def _extensions() -> list[Any]:
         # A warning of another compiler is no reason to fail
         extension.extra_compile_args = [flag for flag in extension.extra_compile_args if flag != "-Werror"]
     return extensions
+
+
+class Build(build):
+    """Builds in a folder for each kind: the one must not find what the other has left."""
+
+    def finalize_options(self) -> None:
+        if self.build_base == "build":
+            self.build_base = "build/compiled" if _wanted(self.distribution.commands) else "build/pure"
+        super().finalize_options()
 
 
 class BuildExt(build_ext):
