@@ -19,7 +19,9 @@ def example(name, *words, timeout=120):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("workload", ("upload", "loaded", "tiny64"))
+@pytest.mark.parametrize(
+    "workload", ("upload", "loaded", "tiny64", "udp_up", "udp_down", "udp_rr1", "splice_rr1", "idle1000")
+)
 def test_compare_pasta(isolated, tmp_path, workload):
     result = example(
         "compare_pasta.py", "--rounds", "1", "--seconds", "0.5", "--mtu", "1500", "--workloads", workload,
