@@ -354,7 +354,8 @@ def default_peers(root: bool) -> dict[str, str]:
     ).returncode:
         sys.exit("pysplice is not installed: run examples/quickstart first")
     none = f"-t none -u none -T {LOOPBACK_PORT} -U none --"
-    peers = {"direct": "", "pysplice": f"{python} -m pysplice --config-net -m {{mtu}} {none}"}
+    ours = f"env PYTHONPATH={HERE.parent} {python} -m pysplice"
+    peers = {"direct": "", "pysplice": f"{ours} --config-net -m {{mtu}} {none}"}
     if shutil.which("pasta"):
         # It will not be root: as root we run it as nobody
         drop = "setpriv --reuid 65534 --regid 65534 --clear-groups " if root else ""
