@@ -438,7 +438,6 @@ def main() -> None:
         os.chmod(directory, 0o755)
         worker = shutil.copy(HERE / "traffic.py", directory)
         os.chmod(worker, 0o755)
-        os.environ["PYTHONPATH"] = str(HERE.parent)
         try:
             for rtt in args.rtt:
                 topology = Topology(args, rtt, worker)

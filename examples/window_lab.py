@@ -68,7 +68,6 @@ def laboratory() -> Iterator[tuple[dict[str, str], str]]:
         os.chmod(directory, 0o755)
         worker = shutil.copy(Path(yard.__file__).with_name("traffic.py"), directory)
         os.chmod(worker, 0o755)
-        os.environ["PYTHONPATH"] = str(yard.HERE.parent)
         yield peers, worker
 
 
