@@ -228,6 +228,8 @@ def _exec(program: str, argv: list[str], name: str, as_pasta: bool) -> NoReturn:
         os.write(2, f"{name}: cannot run '{program}': {e.strerror}{hint}\n".encode())
         if not as_pasta:
             status = NOT_FOUND if isinstance(e, FileNotFoundError) else NOT_EXECUTABLE
+    except Exception as e:
+        os.write(2, f"{name}: cannot run '{program}': {type(e).__name__}: {e}\n".encode())
     finally:
         os._exit(status)
 
@@ -237,12 +239,14 @@ def _find(program: str) -> str:
     if "/" in program:
         return program
     refused = ""
-    for directory in os.get_exec_path() if program else ():
-        path = os.path.join(directory, program)
-        if os.access(path, os.X_OK) and not os.path.isdir(path):
-            return path
-        if os.path.isfile(path):
-            refused = path
+    # os.get_exec_path() imports a module, which this user may not be able to read
+    path = os.environ.get("PATH", os.defpath)
+    for directory in path.split(os.pathsep) if program else ():
+        found = os.path.join(directory, program)
+        if os.access(found, os.X_OK) and not os.path.isdir(found):
+            return found
+        if os.path.isfile(found):
+            refused = found
     if refused:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
