@@ -48,7 +48,7 @@ static PyObject *packets_send(PyObject *obj, PyObject *args)
 	struct packets *self = (struct packets *)obj;
 	uint16_t gso_size[BATCH_FRAMES];
 	struct iovec iov[BATCH_FRAMES];
-	int fd, skip, count = 0, n = 0;
+	int fd, skip, skipped, count = 0, n = 0;
 	unsigned long long handle;
 	struct route route;
 	struct run *run;
@@ -65,6 +65,7 @@ static PyObject *packets_send(PyObject *obj, PyObject *args)
 		PyErr_SetString(PyExc_ValueError, "not datagrams");
 		goto out;
 	}
+	skipped = skip;
 	for (int i = run->head; i >= 0; i = tap->frames[i].next) {
 		if (skip) {
 			skip--;
@@ -74,7 +75,8 @@ static PyObject *packets_send(PyObject *obj, PyObject *args)
 		iov[count].iov_len = tap->frames[i].len;
 		gso_size[count++] = tap->frames[i].gso_size;
 	}
-	n = message_send(fd, iov, gso_size, count, &route);
+	/* Once one has failed, the rest go one by one: they may fail as well */
+	n = message_send(fd, iov, gso_size, count, &route, !skipped);
 out:
 	route_release(&route);
 	return PyErr_Occurred() ? NULL : PyLong_FromLong(n);
@@ -291,7 +293,7 @@ static PyObject *packets_relay(PyObject *obj, PyObject *args)
 		for (int done = 0, tries = 0; done < count;) {
 			int n = message_send(fd, iov + done,
 					   self->gso_size + first + done,
-					   count - done, &route);
+					   count - done, &route, !error);
 
 			if (n < 0)
 				error = n;
@@ -346,11 +348,16 @@ static PyObject *packets_emit(PyObject *obj, PyObject *args)
 			      &tap, &template, &first, &count, &mtu, &uso))
 		return NULL;
 	if (template_ok(&template, mtu) && part_ok(self, first, count)) {
+		int joins = tap->vnet && uso;
+
 		for (int i = first, n; i < first + count; i += n) {
-			n = tap->vnet && uso ?
-				    emit_many(self, tap, &template, i,
+			n = joins ? emit_many(self, tap, &template, i,
 					      first + count - i, (size_t)mtu) :
 				    0;
+			if (n < 0) {
+				joins = 0;
+				n = 0;
+			}
 			if (!n) {
 				int rc = datagram_emit(
 					tap, template.buf, (size_t)template.len,

@@ -21,7 +21,7 @@ int datagram_emit(struct tap *tap, const uint8_t *template,
 
 /* As many of COUNT single datagrams as one frame can carry: they are as long as
  * the first, but for the last.  Returns how many; 0: none, each has to go by
- * itself. */
+ * itself; below 0: -errno, none went. */
 int datagram_emit_many(struct tap *tap, const uint8_t *template,
 		       size_t template_len, const struct iovec *payloads,
 		       int count, size_t mtu);

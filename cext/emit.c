@@ -134,7 +134,7 @@ int datagram_emit_many(struct tap *tap, const uint8_t *template,
 {
 	size_t unit = payloads[0].iov_len, len = unit, most;
 	struct iovec iov[1 + GSO_MAX];
-	int n = 1;
+	int n = 1, error;
 
 	if (!unit || frame_ip_len(template_len, 0) +
 			     sizeof(struct udp_header) + unit > mtu)
@@ -148,7 +148,6 @@ int datagram_emit_many(struct tap *tap, const uint8_t *template,
 	if (n == 1)
 		return 0;
 	memcpy(iov + 1, payloads, (size_t)n * sizeof(*iov));
-	return emit_joined(tap, template, template_len, iov, n, len, unit) ?
-		       0 :
-		       n;
+	error = emit_joined(tap, template, template_len, iov, n, len, unit);
+	return error ? error : n;
 }

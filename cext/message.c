@@ -181,9 +181,9 @@ static int send_plain(int fd, struct iovec *iov, int count,
 }
 
 int message_send(int fd, struct iovec *iov, const uint16_t *gso_size,
-		      int count, const struct route *route)
+		 int count, const struct route *route, int joins)
 {
-	int done = 0, joins = 1;
+	int done = 0;
 
 	while (done < count) {
 		struct iovec *next = iov + done;

@@ -33,9 +33,10 @@ int route_ok(const struct route *route);
 int message_send_one(int fd, struct iovec *iov, size_t gso_size,
 		     const struct route *route);
 
-/* Send COUNT payloads.  Returns how many went out, or -errno of the first. */
+/* Send COUNT payloads; with JOINS, datagrams of one size in one message.
+ * Returns how many went out, or -errno of the first. */
 int message_send(int fd, struct iovec *iov, const uint16_t *gso_size, int count,
-		 const struct route *route);
+		 const struct route *route, int joins);
 
 /* Ancillary data for these: see _cext.pyi. */
 PyObject *message_ancillary(PyObject *module, PyObject *args);

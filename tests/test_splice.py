@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pysplice.splice.plane import SplicePlane
-from pysplice.splice.streams import SplicedStreams
+from pysplice.splice.streams import ROUNDS, SplicedStreams
 
 from .support.loops import FakeLoop
 
@@ -45,7 +45,7 @@ def spliced():
         splices.start(accepted, between, inner.getsockname())
         server, _ = inner.accept()
         stack.enter_context(server)
-        yield SimpleNamespace(on_ready=splices.on_ready, epoll=epoll), client, server
+        yield SimpleNamespace(on_ready=splices.on_ready, epoll=epoll, all=splices.all), client, server
 
 
 def read_to_end(splices, sock):
@@ -129,6 +129,55 @@ def test_a_pipe_that_small_segments_fill_is_no_empty_socket(spliced, monkeypatch
     while len(got) < 3000:
         got += server.recv(65536)
     assert got == b"x" * 3000
+
+
+def test_a_descriptor_that_is_passed_keeps_nothing_back():
+    """A read of a UNIX socket ends in front of what comes behind it; no event is to come for that."""
+    with contextlib.ExitStack() as stack:
+        inner = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client, accepted = socket.socketpair()
+        stack.enter_context(client)
+        epoll = select.epoll()
+        splices = SplicedStreams(epoll, FakeLoop())
+        stack.callback(splices.close)
+        accepted.setblocking(False)
+        between = socket.socket()
+        between.setblocking(False)
+        socket.send_fds(client, [b"A"], [0])
+        client.send(b"BBBB")
+        splices.start(accepted, between, inner.getsockname())
+        server = stack.enter_context(inner.accept()[0])
+        server.settimeout(5)
+        got = b""
+        while got != b"ABBBB":
+            time.sleep(0.01)
+            splices.on_ready(epoll.poll(0))
+            got += server.recv(100)
+
+
+def test_a_connection_that_stops_at_the_end_of_its_turn_gives_its_pipe_back(spliced, monkeypatch):
+    """It has had all of its rounds, and the last one has emptied the socket."""
+    splices, client, _ = spliced
+    turn(splices)
+    (splice,) = splices.all()
+    (direction,) = (d for d in splice.directions if d.source is splice.client)
+    writes, real = [0], os.splice
+
+    def more(source, target, count, **kwargs):
+        n = real(source, target, count, **kwargs)
+        if target == direction.target.fileno():
+            writes[0] += 1
+            if writes[0] < ROUNDS:
+                client.send(b"x" * (1000 if writes[0] < ROUNDS - 1 else 10))
+                time.sleep(0.01)
+        return n
+
+    monkeypatch.setattr(os, "splice", more)
+    client.send(b"x" * 1000)
+    turn(splices)
+    assert writes[0] == ROUNDS and not direction.held
+    turn(splices)
+    assert direction.pipe is None
 
 
 class Served:

@@ -27,9 +27,8 @@ from ..stream.linger import reset_on_close
 EVENTS: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 PIPE_BYTES: Final = 1 << 20  # the most that an ordinary user may have (fs.pipe-max-size)
 POOL_PIPES: Final = 32
-SLOT: Final = (
-    4096  # bytes: a pipe has a slot for each page of its size, and a slot may hold as little as one byte
-)
+# Bytes: a pipe has a slot for each page of its size, and a slot may hold as little as one byte
+SLOT: Final = os.sysconf("SC_PAGE_SIZE")
 ROUNDS: Final = 8  # pipes full of data before the other connections have their turn
 SPLICE_FLAGS: Final = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
@@ -71,7 +70,8 @@ class Direction:
         self.target = target
         self.pipe: Pipe | None = None
         self.readable = False
-        self.short_read_ends = True
+        # In front of a descriptor that is passed a read stops, too
+        self.short_read_ends = source.family != socket.AF_UNIX
         self.held = 0
         self.moved = 0
         self.ended = False
@@ -264,7 +264,10 @@ class SplicedStreams:
             direction.held -= n
             direction.moved += n
         else:
-            return True
+            if direction.held or direction.readable or direction.ended:
+                return True
+            self._give_back(direction)
+            return False
         self._give_back(direction)
         # After a failure what looks like the end is not one
         if not any(other.failed for other in splice.directions):

@@ -226,6 +226,17 @@ def test_datagrams_of_one_size_go_out_together(tap, case):
         sock.close()
 
 
+def test_behind_one_that_has_failed_they_go_one_by_one(tap):
+    """Otherwise each further failure would cost a message of all that are left."""
+    host = connected_pair()
+    host[1].setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    _, (run,), _ = tap.put(*(datagram(4, b"x" * 100) for _ in range(9)))
+    assert tap.send(run.handle, host[0].fileno(), 1) == 8
+    assert messages(host[1]) == [(0, b"x" * 100)] * 8
+    for sock in host:
+        sock.close()
+
+
 def test_where_they_cannot_go_together_they_go_one_by_one(tap, isolated):
     """The kernel cuts nothing for a path whose MTU is smaller; it makes fragments of each."""
     subprocess.run(["ip", "link", "set", "lo", "mtu", "1280"], check=True)
