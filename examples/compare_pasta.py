@@ -11,7 +11,8 @@ has none by examples/link.py.  In each round all peers run one after the other, 
 
 A peer is a command that takes the guest's command behind it, with {mtu} filled in; with {pid} in it, it is
 attached to a namespace that is there.  CUBIC and the kernel's default tcp_rmem are set everywhere, and said
-so in the result.  A peer that hangs or fails is a row that says so.
+so in the result.  A peer that hangs or fails is a row that says so.  Workloads that begin with splice_ need
+`-T 5003` among a peer's options.
 """
 
 import argparse

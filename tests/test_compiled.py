@@ -27,6 +27,12 @@ def module(path: Path, node: ast.ImportFrom) -> Path:
     return folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
 
 
+def test_a_source_distribution_has_its_build_backend():
+    """Nothing else of contrib/ that is Python is needed to install from one."""
+    assert (ROOT / "MANIFEST.in").read_text() == "include contrib/build_backend.py\n"
+    assert (ROOT / "contrib/build_backend.py").is_file()
+
+
 def test_each_pattern_names_something():
     assert all(list(PACKAGE.glob(pattern)) for pattern in patterns())
 
