@@ -6,7 +6,7 @@ slash is a folder, and its __init__.py lists its files.
     __main__      the command: argv, set-up, exit status
     assemble      the composition root: which planes and services of the link there are, and what values they get
     proxy         one tap and its planes: start; at the end it closes listeners and sets how long silence is borne
-    control/      requests at run time: server, the client `pysplice ctl`, and the texts that they show
+    control/      requests at run time: the server, the clients pesto and `pysplice ctl`, and the texts that they show
     clients       takes the clients of listeners, and decides for each: splice, or through the tap
     ending        waits, with a bound, until what the guest has sent is delivered
     splice/       the plane of spliced flows: loopback to loopback, without the tap

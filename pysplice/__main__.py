@@ -49,7 +49,12 @@ def _main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Everything imported or made before we serve stays: looking for garbage in it costs a tenth of the start-up time
     gc.disable()
-    as_pasta = os.path.basename(sys.argv[0]).startswith("pasta")
+    called = os.path.basename(sys.argv[0])
+    if called.startswith("pesto"):
+        from .control import pesto
+
+        return pesto.main(sys.argv[1:])
+    as_pasta = called.startswith("pasta")
     name = "pasta" if as_pasta else "pysplice"
     if sys.argv[1:2] == ["ctl"] and not as_pasta:
         from .control import client
@@ -199,6 +204,8 @@ def _with_absolute_paths(config: Config, rules: tuple[Rule, ...]) -> tuple[Confi
         config = config._replace(target=target._replace(name=os.path.abspath(target.name)))
     if config.control:
         config = config._replace(control=os.path.abspath(config.control))
+    if config.conf_path:
+        config = config._replace(conf_path=os.path.abspath(config.conf_path))
     return config, tuple(r._replace(path=os.path.abspath(r.path)) if r.path else r for r in rules)
 
 
@@ -230,32 +237,35 @@ def _socket_files(
     """The keeper of UNIX sockets, if there are any or may be some later; raises ConfigError."""
     from .setup import background, children, sandbox
 
-    if not config.control and not any(rule.path for rule in rules):
+    wanted = {unix.REQUESTS: config.control, unix.UPDATES: config.conf_path}
+    if not any(wanted.values()) and not any(rule.path for rule in rules):
         return unix.NoFiles()
     # Only the user who started this process may have sockets at any path
     paths = frozenset(rule.path for rule in rules if rule.path)
     allowed = paths if user is not None and user[0] != owner else None
-    control = None
-    if config.control:
+    controls: dict[str, unix.UnixListener] = {}
+    for name, path in wanted.items():
         try:
-            control = unix.listen(config.control)
+            controls |= {name: unix.listen(path)} if path else {}
         except OSError as e:
-            raise ConfigError(f"cannot listen on {config.control}: {e.strerror or e}") from None
+            for control in controls.values():
+                control.unlink()
+            raise ConfigError(f"cannot listen on {path}: {e.strerror or e}") from None
 
     def keep(alive: socket.socket) -> int:
         os.setsid()
         background.leave_terminal(background.open_null())
-        files.close_but(alive.fileno(), control.sock.fileno() if control is not None else -1)
+        files.close_but(alive.fileno(), *(control.sock.fileno() for control in controls.values()))
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
         def confine() -> list[str]:
             return sandbox.enter(sandbox.KEEPER, empty=False)
 
-        return unix.keep(alive, control, owner, allowed, confine)
+        return unix.keep(alive, controls, owner, allowed, confine)
 
     ours, _ = children.fork(keep)
-    if control is not None:
+    for control in controls.values():
         control.sock.close()
     return unix.Keeper(ours)
 

@@ -6,14 +6,17 @@ and no flow: the planes decide what a frame or a ready socket means.
 """
 
 import signal
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from . import budget
 from .clients import ListenerClients
 from .config.ports import Rule
-from .control.server import Control
+from .control import updates
+from .control.requests import Requests
+from .control.server import Control, Session
 from .control.status import Status
 from .datagram.plane import DatagramPlane
 from .ending import Ending
@@ -25,13 +28,15 @@ from .observe.log import Log
 from .observe.trace import Trace
 from .setup.watch import Watch
 from .sockets.request import Maker
-from .sockets.unix import SocketFiles
+from .sockets.unix import REQUESTS, UPDATES, SocketFiles
 from .splice.plane import SplicePlane
 from .stream.plane import Streams
 
 # Seconds in which nothing moves, after which the data of an ended command, or namespace, is given up
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
+
+REFUSALS_MAX = 8  # updates by pesto(1) that `ctl show` remembers
 
 POLL_EVERY = 1.0  # seconds, where nothing reports the end of a namespace
 
@@ -81,7 +86,16 @@ class Proxy:
         self._counts_printed = False
         p = planes
         self.status = Status(p.reader, p.streams, p.datagrams, p.splices, p.forward, p.clients)
-        self._control = Control(self, self.status.show, loop)
+        how = p.forward.addressing
+        can = updates.capabilities(how.ipv4, how.ipv6, how.protocols)
+        self._refusals: deque[str] = deque(maxlen=REFUSALS_MAX)
+        sessions: dict[str, Callable[[], Session]] = {
+            REQUESTS: lambda: Requests(
+                self, lambda: self.status.show() | {"refused": list(self._refusals)}
+            ),
+            UPDATES: lambda: updates.Update(self, can, self._refusals, log),
+        }
+        self._control = Control(sessions, loop)
         self._ending = Ending(p.streams, p.splices.streams, loop, lambda: self.stop(self._status))
         p.forward.changed = self._share_out
         self._share_out()
@@ -94,17 +108,28 @@ class Proxy:
             self._planes.forward.add(rule)
         self._planes.forward.scan()
 
-    def add(self, rule: Rule) -> str:
-        """Forward more, and return what the user should know about it, or nothing; raises ConfigError."""
-        note = self._planes.forward.add(rule, running=True)
-        self._log.debug(f"{rule.protocol} of the {rule.side}: {rule} is forwarded")
-        self._take_clients()  # one may have come while the keeper made a socket
-        return note
+    def pieces(self) -> list[Rule]:
+        """The rules that have ports."""
+        return self._planes.forward.pieces()
 
-    def remove(self, rule: Rule) -> None:
-        """Forward less; connections stay.  Raises ConfigError."""
-        self._planes.forward.remove(rule)
-        self._log.debug(f"{rule.protocol} of the {rule.side}: {rule} is no longer forwarded")
+    def arrange(self, pieces: Sequence[Rule]) -> None:
+        """Put the rules into this order."""
+        self._planes.forward.arrange(pieces)
+
+    def change(self, changes: Sequence[tuple[bool, Rule]]) -> list[str]:
+        """Forward more (True) and less; what the user should know about it.  Raises ConfigError, and nothing changes.
+
+        Connections stay.
+        """
+        try:
+            notes = self._planes.forward.change(changes)
+        finally:
+            self._take_clients()  # one may have come while the keeper made a socket
+        for adds, rule in changes:
+            self._log.debug(
+                f"{rule.protocol} of the {rule.side}: {rule} is {'' if adds else 'no longer '}forwarded"
+            )
+        return notes
 
     def _share_out(self) -> None:
         """Share the descriptors that listeners leave among the flows."""
@@ -170,10 +195,10 @@ class Proxy:
             self._planes.guest.close()
 
     def _take_clients(self) -> None:
-        """Serve clients of the control socket that the keeper has let in."""
+        """Serve clients of the control sockets that the keeper has let in."""
         try:
-            for client in self._planes.files.clients():
-                self._control.take(client)
+            for name, client in self._planes.files.clients():
+                self._control.take(name, client)
         except ConnectionError:
             self._log.warning("the process that keeps socket files is gone: no more control requests")
             self._loop.unwatch(self._planes.files.fileno())

@@ -171,10 +171,10 @@ def test_names():
 
 
 def test_what_is_said_and_where():
-    words = "-f -l out --log-size 40960 --stats 2 -p cap -c ctl --runas 7:8 --trace"
+    words = "-f -l out --log-size 40960 --stats 2 -p cap -c conf --control ctl --runas 7:8 --trace"
     config = cli.parse(words.split(" "))
     assert (config.log_file, config.log_size, config.stats) == ("out", 40960, 2)
-    assert (config.pcap, config.control, config.runas) == ("cap", "ctl", "7:8")
+    assert (config.pcap, config.conf_path, config.control, config.runas) == ("cap", "conf", "ctl", "7:8")
     assert config.trace and config.debug
 
 
@@ -249,7 +249,7 @@ def test_ctl_explains_itself():
         ((), "ctl needs the PATH of a control socket"),
         (("show",), "ctl show needs show, add or del after the path"),
         (("x", "frob"), "ctl takes show, add or del, not 'frob'"),
-        (("x", "show", "all"), "show takes no arguments, not 'all'"),
+        (("x", "show", "all"), "show takes --json only, not 'all'"),
         (("x", "add"), "add needs an option and ports, as in: add -t 8080:80"),
         (("x", "add", "8082"), "add needs one of -t, -u, -T and -U before '8082'"),
         (("x", "add", "-t"), "-t needs ports, as in: add -t 8080:80"),
@@ -265,7 +265,7 @@ def test_ctl_refuses_in_a_line(words, said):
 def test_ctl_without_a_server(tmp_path):
     result = run("ctl", str(tmp_path / "none"), "show")
     assert (result.returncode, result.stdout) == (1, "")
-    said = f"cannot ask {tmp_path}/none: No such file or directory; start pysplice with -c and this path"
+    said = f"cannot ask {tmp_path}/none: No such file or directory; start pysplice with --control and this path"
     assert result.stderr == f"pysplice: {said}\n"
 
 

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from pysplice.config import ConfigError
-from pysplice.config.ports import GUEST, TCP, Rule
+from pysplice.config.ports import GUEST, HOST, TCP, UDP, Rule, parse
 from pysplice.forward.forward import Forward
 from pysplice.forward.listeners import Addressing, Listeners
+from pysplice.forward.scan import bits, ranges
 from pysplice.observe.log import Log
+from pysplice.sockets.request import HostMaker, NoMaker
 from pysplice.sockets.unix import NoFiles
 
 from .support.loops import FakeLoop
@@ -82,3 +84,129 @@ def test_the_nearest_rule_is_named(forward):
     forward.add(Rule(GUEST, TCP, 1, 65535, 1, auto=True, weak=True))
     with pytest.raises(ConfigError, match=r"^'9000' is not forwarded$"):
         forward.remove(Rule(GUEST, TCP, 9000, 9000, 9000))
+
+
+# Changes of several rules
+
+
+class Takers:
+    """Keeps what it is told about UDP listeners."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+
+    def opened(self, listener) -> None:
+        self.told.append(("opened", listener.port, listener.target))
+
+    def closed(self, listener) -> None:
+        self.told.append(("closed", listener.port, listener.target))
+
+    def ports(self, side) -> int:
+        return 0
+
+
+@pytest.fixture
+def on_host():
+    """A Forward whose listeners are real ones on a loopback address, and `takers`."""
+    loop, takers, log = FakeLoop(), Takers(), Log(quiet=True)
+    scan = SimpleNamespace(bound=lambda side, protocol: 0, close=lambda: None)
+    listeners = Listeners(HostMaker(), NoMaker(), NoFiles(), Addressing(), takers, loop, log)
+    forward = Forward(listeners, scan, NoMaker(), Addressing(), takers, 100, loop, log)
+    forward.takers = takers
+    yield forward
+    forward.close()
+
+
+def at(text: str, protocol: str = TCP) -> Rule:
+    """The rule of a text for an address of this test's own."""
+    (rule,) = parse("-t", HOST, protocol, f"127.18.4.9/{text}")
+    return rule
+
+
+def sockets(forward: Forward) -> dict[int, int]:
+    return {held.port: held.sock.fileno() for held in forward.listeners.all()}
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.18.4.9", port)) == 0
+
+
+def test_a_port_that_leads_elsewhere_stays_open(on_host):
+    on_host.change([(True, at("9000:80")), (True, at("9001"))])
+    before = sockets(on_host)
+    waiting = socket.create_connection(("127.18.4.9", 9000))
+    on_host.change([(False, at("9000:80")), (True, at("9000:81")), (False, at("9001"))])
+    assert sockets(on_host) == {9000: before[9000]}
+    assert [held.target for held in on_host.listeners.all()] == [81]
+    assert [fd for fd, _ in on_host.listeners.epoll.poll(0)] == [before[9000]]
+    assert answers(9000) and not answers(9001)
+    waiting.close()
+
+
+def test_a_change_that_fails_is_not_there(on_host):
+    taken = socket.create_server(("127.18.4.9", 9005))
+    on_host.change([(True, at("9000-9002:80-82")), (True, at("9003", UDP))])
+    before, rules, told = sockets(on_host), on_host.rules.copy(), on_host.takers.told.copy()
+    changes = [(False, at("9000-9002:80-82")), (True, at("9001:7")), (True, at("9004")), (True, at("9005"))]
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.18\.4\.9 port 9005"):
+        on_host.change(changes)
+    assert (sockets(on_host), on_host.rules, on_host.takers.told) == (before, rules, told)
+    assert {held.target for held in on_host.listeners.all()} == {80, 81, 82, 9003}
+    assert [answers(port) for port in (9000, 9001, 9002, 9004)] == [True, True, True, False]
+    # Some ports of a rule were bound before the one that was not
+    with pytest.raises(ConfigError):
+        on_host.change([(False, at("9000-9002:80-82")), (True, at("9001-9008"))])
+    assert (sockets(on_host), on_host.rules) == (before, rules)
+    assert answers(9002) and not answers(9004)
+    with pytest.raises(ConfigError, match="is not forwarded"):
+        on_host.change([(False, at("9003", UDP)), (False, at("9100"))])
+    assert (sockets(on_host), on_host.takers.told) == (before, told)
+    taken.close()
+    on_host.change(changes)
+    assert sorted(sockets(on_host)) == [9001, 9003, 9004, 9005]
+
+
+def test_udp_flows_end_only_if_they_lead_elsewhere(on_host):
+    on_host.change([(True, at("9000-9001", UDP))])
+    del on_host.takers.told[:]
+    on_host.change([(False, at("9000-9001", UDP)), (True, at("9000", UDP)), (True, at("9001:9002", UDP))])
+    assert on_host.takers.told == [("closed", 9001, 9001), ("opened", 9001, 9002)]
+    taken = socket.create_server(("127.18.4.9", 9005))
+    del on_host.takers.told[:]
+    with pytest.raises(ConfigError):
+        on_host.change([(False, at("9000", UDP)), (True, at("9000:5", UDP)), (True, at("9005"))])
+    # Back to where it led
+    assert on_host.takers.told == [
+        ("closed", 9000, 9000), ("opened", 9000, 5), ("closed", 9000, 5), ("opened", 9000, 9000),
+    ]  # fmt: skip
+    taken.close()
+
+
+def test_all_ports_in_pieces(on_host):
+    on_host._ephemeral = bits(32768, 60999)
+    everything = Rule(HOST, TCP, 1, 65535, 1, weak=True)
+    low, high = everything._replace(last=32767), everything._replace(first=61000, to_first=61000)
+    on_host._most = 0
+    on_host.change([(True, everything)])
+    assert on_host.pieces() == [low, high]
+    # An ephemeral port is not among them
+    on_host._most = 100
+    on_host.change([(True, at("40000"))])
+    on_host.change([(False, low)])
+    assert on_host.pieces() == [high, at("40000")]
+    on_host.change([(False, high)])
+    assert on_host.rules == [at("40000")]
+
+
+def test_the_order_of_rules(on_host):
+    on_host.change([(True, at("9000")), (True, at("9001")), (True, at("9002"))])
+    on_host.arrange([at("9002"), at("9000")])
+    assert on_host.rules == [at("9002"), at("9000"), at("9001")]
+
+
+def test_ranges():
+    assert list(ranges(0)) == []
+    assert list(ranges(0b1011)) == [(0, 1), (3, 3)]
+    assert list(ranges(bits(0, 65535))) == [(0, 65535)]
+    assert list(ranges(bits(5, 9) | bits(11, 20))) == [(5, 9), (11, 20)]

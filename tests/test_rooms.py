@@ -109,7 +109,7 @@ def users(pattern: str) -> set[str]:
         ("netlink", r"^import pyroute2|^from pyroute2", {"setup/netlink.py"}),
         ("the C library", r"ctypes\.(CDLL|PyDLL)", {"setup/libc.py"}),
         ("descriptors", r"share_out\(", {"assemble.py", "budget.py", "proxy.py"}),
-        ("options", r"import getopt", {"config/options.py"}),
+        ("options", r"import getopt", {"config/options.py", "control/pesto.py"}),
     ),
 )
 def test_owners(what, pattern, owners):
@@ -121,6 +121,7 @@ def test_sockets_are_made_in_one_way():
     made = users(r"(?<![\w.\"])socket\.socket\((?!fileno)(?!\])(?=\w)")
     assert made <= {
         "control/client.py",
+        "control/pesto.py",
         "host_address.py",
         "setup/addresses.py",
         "setup/netlink.py",

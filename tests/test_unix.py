@@ -22,7 +22,8 @@ class Kept:
         owner = os.geteuid() if owner is None else owner
 
         def serve():
-            unix.keep(theirs, control, owner, allowed, lambda: None)
+            controls = {} if control is None else {unix.UPDATES: control}
+            unix.keep(theirs, controls, owner, allowed, lambda: None)
             theirs.close()
 
         self.thread = threading.Thread(target=serve, daemon=True)
@@ -82,7 +83,8 @@ def test_clients_are_passed_on(tmp_path):
         client.connect(str(tmp_path / "control"))
         # One that comes while a socket is asked for waits
         kept.keeper.listen(str(tmp_path / "web")).close()
-        (taken,) = kept.clients()
+        ((name, taken),) = kept.clients()
+        assert name == unix.UPDATES
         client.sendall(b"hello")
         assert taken.recv(10) == b"hello"
         taken.close()

@@ -3,7 +3,7 @@ _pysplice()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
     case $prev in
-    -P|--pid|-c|--conf-path|-l|--log-file|-p|--pcap|--netns|--userns|--trace-window) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    -P|--pid|-c|--conf-path|--control|-l|--log-file|-p|--pcap|--netns|--userns|--trace-window) COMPREPLY=($(compgen -f -- "$cur")); return ;;
     -t|--tcp-ports) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;
     -u|--udp-ports) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;
     -T|--tcp-ns) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;
@@ -17,7 +17,7 @@ _pysplice()
     --runas|--log-size|--stats|--tap|-I|--ns-ifname|-F|--fd|--busy-poll|-a|--address|-n|--netmask|-g|--gateway|-i|--interface|-m|--mtu|-M|--mac-addr|--ns-mac-addr|-o|--outbound|--outbound-if4|--outbound-if6|-S|--search|--dns-forward|--dns-host|-H|--hostname|--fqdn) return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W "-f --foreground -P --pid -c --conf-path --runas -h --help --version -d --debug --trace -q --quiet -l --log-file --log-size --log-time --stats -p --pcap --tap -I --ns-ifname -F --fd --netns --userns --netns-only --no-netns-quit --no-pidns --new-session --no-offload --busy-poll --config-net -a --address -n --netmask -g --gateway -i --interface -m --mtu -M --mac-addr --ns-mac-addr --no-copy-addrs --no-copy-routes -4 --ipv4-only -6 --ipv6-only -t --tcp-ports -u --udp-ports -T --tcp-ns -U --udp-ns --freebind --no-splice --host-lo-to-ns-lo --splice-only --no-map-gw --map-host-loopback --map-guest-addr -o --outbound --outbound-if4 --outbound-if6 --udp-filter -D --dns -S --search --dhcp-dns --dhcp-search --dns-forward --dns-host --resolv-conf -H --hostname --fqdn --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --window --limit-output --trace-window" -- "$cur"))
+        COMPREPLY=($(compgen -W "-f --foreground -P --pid -c --conf-path --control --runas -h --help --version -d --debug --trace -q --quiet -l --log-file --log-size --log-time --stats -p --pcap --tap -I --ns-ifname -F --fd --netns --userns --netns-only --no-netns-quit --no-pidns --new-session --no-offload --busy-poll --config-net -a --address -n --netmask -g --gateway -i --interface -m --mtu -M --mac-addr --ns-mac-addr --no-copy-addrs --no-copy-routes -4 --ipv4-only -6 --ipv6-only -t --tcp-ports -u --udp-ports -T --tcp-ns -U --udp-ns --freebind --no-splice --host-lo-to-ns-lo --splice-only --no-map-gw --map-host-loopback --map-guest-addr -o --outbound --outbound-if4 --outbound-if6 --udp-filter -D --dns -S --search --dhcp-dns --dhcp-search --dns-forward --dns-host --resolv-conf -H --hostname --fqdn --no-tcp --no-udp --no-icmp --no-dhcp --no-dhcpv6 --no-ndp --no-ra --window --limit-output --trace-window" -- "$cur"))
     else
         COMPREPLY=($(compgen -c -- "$cur"))
     fi

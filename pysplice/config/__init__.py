@@ -139,6 +139,7 @@ class Config(NamedTuple):
     pcap: str = ""
     runas: str = ""
     control: str = ""
+    conf_path: str = ""
     warnings: tuple[str, ...] = ()
 
     @property

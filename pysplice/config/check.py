@@ -66,6 +66,8 @@ def _exclusions(values: dict[str, Any]) -> None:
         raise ConfigError("options -4 and -6 exclude each other")
     if values.get("log_file") and values["log_file"] == values.get("pcap"):
         raise ConfigError("options -l and -p name the same file")
+    if values.get("control") and values["control"] == values.get("conf_path"):
+        raise ConfigError("options -c and --control name the same path")
     if "netmask" in values and "prefix4" in values:
         raise ConfigError("-a ADDR/LEN and -n exclude each other")
 
@@ -148,6 +150,6 @@ def rules(config: Config) -> tuple[Rule, ...]:
 
 def needs_agent(config: Config, rules: Sequence[Rule]) -> bool:
     """True if sockets may have to be made in the namespace."""
-    if config.splice_only or config.control:
+    if config.splice_only or config.control or config.conf_path:
         return True
     return any(r.side == GUEST or r.auto or r.path or config.splice for r in rules)

@@ -18,7 +18,7 @@ SYNOPSIS = (
     "[OPTION]... --netns PATH|NAME",
     "[OPTION]... --fd FD",
 )
-CTL_SYNOPSIS = "ctl PATH show|add|del [-t|-u|-T|-U PORTS]..."
+CTL_SYNOPSIS = "ctl PATH show|add|del [--json|-t|-u|-T|-U PORTS]..."
 
 ABOUT = (
     "Connect a network namespace to the host's network over a tap device, without privileges.  Without PID, --netns or"
@@ -59,7 +59,9 @@ FORMS = (
     ("pysplice [OPTIONS] --fd N",
      "serves a tap that the caller has opened (`IFF_TAP|IFF_NO_PI`, with or without `IFF_VNET_HDR`)"),
     ("pysplice ctl PATH show|add|del ...",
-     "shows and changes the forwarded ports of a process that runs with `-c PATH`"),
+     "shows and changes the forwarded ports of a process that runs with `--control PATH`"),
+    ("pesto [OPTIONS] PATH",
+     "does so for a pysplice or a pasta that runs with `-c PATH`; make a link of this name, or use the one of passt"),
     ("pasta ...",
      "the same as pysplice, under the name that engines call (make a link): the tap then has the name of the host's"
      " interface"),

@@ -1,6 +1,10 @@
 """Requests at run time.
 
-server.py  takes requests over a UNIX socket
-client.py  pysplice ctl: the other end
-status.py  what there is, in words and figures
+server.py    the clients of both control sockets
+requests.py  what `pysplice ctl` asks for: lines of JSON
+updates.py   what pesto(1) asks for: other tables of rules
+tables.py    those tables as bytes: pasta's control protocol
+client.py    pysplice ctl
+pesto.py     pesto
+status.py    what there is, in words and figures
 """

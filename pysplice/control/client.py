@@ -1,6 +1,6 @@
-"""`pysplice ctl PATH ...`: sends requests to a process that runs with -c PATH, and prints the answers.
+"""`pysplice ctl PATH ...`: sends requests to a process that runs with --control PATH, and prints the answers.
 
-Owns nothing.  Imports `config` and `observe`.
+Owns nothing.  Imports `config`, `observe` and a constant of tables.py.
 """
 
 import contextlib
@@ -15,18 +15,20 @@ from typing import Any
 
 from ..config.ports import OPTIONS, UNIX
 from ..observe.log import print_text
+from .tables import MAGIC
 
 TIMEOUT = 10.0  # seconds
 
-Request = dict[str, str] | list[dict[str, str]]  # see server.py
+Request = dict[str, str] | list[dict[str, str]]  # see requests.py
 
 USAGE = """\
-Usage: pysplice ctl PATH show
+Usage: pysplice ctl PATH show [--json]
        pysplice ctl PATH add [-t|-u|-T|-U PORTS]...
        pysplice ctl PATH del [-t|-u|-T|-U PORTS]...
 
-Show or change the forwarded ports of a pysplice that was started with -c PATH.  PORTS is written as
-for the option, and del takes a part of a range too.  show lists rules, listeners and connections.
+Show or change the forwarded ports of a pysplice that was started with --control PATH.  PORTS is written as
+for the option, and del takes a part of a range too.  show lists rules, listeners and connections, and updates
+by pesto that were refused.
 """
 
 
@@ -47,6 +49,8 @@ def main(words: Sequence[str]) -> int:
         return _fail(str(answer.get("error")))
     for note in answer.get("notes", ()):
         sys.stderr.write(f"pysplice: {note}\n")
+    if "--json" in words:
+        return print_text(json.dumps(answer, indent=2) + "\n", "pysplice")
     return print_text(_text(answer), "pysplice")
 
 
@@ -63,8 +67,9 @@ def _request(words: list[str]) -> tuple[Request, str]:
         return [], f"ctl {words[0]} needs show, add or del after the path"
     what, rest = words[1], words[2:]
     if what == "show":
+        words = [word for word in rest if word != "--json"]
         return (
-            ({"do": "show"}, "") if not rest else ([], f"show takes no arguments, not '{' '.join(rest)}'")
+            ({"do": "show"}, "") if not words else ([], f"show takes --json only, not '{' '.join(words)}'")
         )
     if what not in ("add", "del"):
         return [], f"ctl takes show, add or del, not '{what}'"
@@ -89,7 +94,7 @@ def _hint(path: str, error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "; the process that had this socket has ended"
     if isinstance(error, FileNotFoundError):
-        return "; start pysplice with -c and this path"
+        return "; start pysplice with --control and this path"
     if isinstance(error, PermissionError):
         return "; only the user who started pysplice, and root, may use it"
     return ""
@@ -98,7 +103,12 @@ def _hint(path: str, error: Exception) -> str:
 def _text(answer: dict[str, Any]) -> str:
     """An answer, as it is printed."""
     lines = []
-    for name, label in (("rules", "rule"), ("listening", "listening"), ("connections", "connection")):
+    for name, label in (
+        ("rules", "rule"),
+        ("listening", "listening"),
+        ("connections", "connection"),
+        ("refused", "refused"),
+    ):
         lines += [f"{label} {line}" for line in answer.get(name, ())]
     if "counts" in answer:
         lines.append(str(answer["counts"]))
@@ -119,8 +129,11 @@ def _ask(path: str, request: Request) -> dict[str, Any]:
         sock.settimeout(TIMEOUT)
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b"\n")
-        with sock.makefile() as lines:
-            answer = json.loads(lines.readline() or '{"error": "no answer"}')
+        with sock.makefile(errors="replace") as lines:
+            line = lines.readline() or '{"error": "no answer"}'
+        if line.encode().startswith(MAGIC):
+            raise ValueError("it is the socket of -c, for pesto; pysplice ctl takes that of --control")
+        answer = json.loads(line)
     if not isinstance(answer, dict):
         raise ValueError("not an answer")
     return answer

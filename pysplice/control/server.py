@@ -1,123 +1,94 @@
-"""Control at run time: a UNIX socket that takes one request a line and gives one answer a line, as JSON.
+"""Control at run time: clients of the two control sockets, each served by a session of its kind.
 
-Owns its clients, which the keeper has let in (sockets/unix.py).  Imports `config` and `loop`.
-
-    {"do": "show"}
-    {"do": "add", "option": "-t", "ports": "8080:80"}
-    {"do": "del", "option": "-t", "ports": "8080:80"}
-    [{"do": "add", ...}, {"do": "add", ...}]
-
-A list of changes is made as a whole or not at all.  An answer has `ok`, and `error` or what was asked for; `notes` are
-lines for the user.
+Owns the clients, which the keeper has let in (sockets/unix.py).  Imports `loop`.  What a session makes
+of the bytes is in requests.py (--control) and updates.py (-c).
 """
 
 # system calls (serve): recvfrom sendto
 
-import contextlib
-import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
-from ..config import ConfigError
-from ..config.ports import OPTIONS, Rule, parse
-from ..loop import Loop
+from ..loop import Loop, Timer
 
-LINE_MAX = 65536  # bytes
-CLIENTS_MAX = 16
+RECEIVE_BYTES = 65536
+CLIENTS_MAX = 32
 
 
-class Forwarding(Protocol):
-    """What is controlled."""
+class Session(Protocol):
+    """One client, without its socket."""
 
-    def add(self, rule: Rule) -> str:
-        """Forward more, and return what the user should know about it, or nothing; raises ConfigError."""
+    @property
+    def patience(self) -> float | None:
+        """Seconds that it has in all; None: as many as it likes."""
 
-    def remove(self, rule: Rule) -> None:
-        """Forward less; raises ConfigError."""
+    def greeting(self) -> bytes:
+        """What we say first."""
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """The answer to some bytes of the client's, and False if that is the end."""
+
+
+class _Client(NamedTuple):
+    session: Session
+    timer: Timer | None
 
 
 class Control:
-    """The server; clients are brought by take().  `show` gives the answer to that request."""
+    """The server; clients are brought by take().  `sessions` makes the session of a client, by the socket's name."""
 
-    def __init__(self, forwarding: Forwarding, show: Callable[[], dict[str, Any]], loop: Loop) -> None:
-        self._forwarding = forwarding
-        self._show = show
+    def __init__(self, sessions: Mapping[str, Callable[[], Session]], loop: Loop) -> None:
+        self._sessions = sessions
         self._loop = loop
-        self._clients: dict[socket.socket, bytearray] = {}  # and what each has sent of its next line
+        self._clients: dict[socket.socket, _Client] = {}
 
-    def take(self, client: socket.socket) -> None:
-        """Serve a client."""
+    def take(self, name: str, client: socket.socket) -> None:
+        """Serve a client of the control socket `name`."""
         if len(self._clients) >= CLIENTS_MAX:
             # The client that has been connected longest gives way
             self._drop(next(iter(self._clients)))
         client.setblocking(False)
-        self._clients[client] = bytearray()
+        session = self._sessions[name]()
+        timer = None
+        if session.patience is not None:
+            timer = self._loop.timer(partial(self._drop, client))
+            timer.by(self._loop.now() + session.patience)
+        self._clients[client] = _Client(session, timer)
         self._loop.watch(client.fileno(), partial(self._read, client))
+        self._send(client, session.greeting())
 
     def _read(self, client: socket.socket) -> None:
-        held = self._clients[client]
         try:
-            data = client.recv(LINE_MAX)
+            data = client.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        held += data
-        if not data or len(held) > LINE_MAX:
+        if not data:
             self._drop(client)
             return
-        # A request may bring other clients (Proxy.add()), to which this one has to give way
-        while b"\n" in held and client in self._clients:
-            line, _, rest = bytes(held).partition(b"\n")
-            held[:] = rest
-            answer = json.dumps(self._answer(line)).encode() + b"\n"
-            try:
-                if client.send(answer) < len(answer):
-                    self._drop(client)
-            except OSError:
+        answer, goes_on = self._clients[client].session.take(data)
+        # A request may bring other clients (Proxy.change()), to which this one has to give way
+        if client in self._clients:
+            self._send(client, answer)
+            if not goes_on:
                 self._drop(client)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
-        """The answer to one request."""
+    def _send(self, client: socket.socket, data: bytes) -> None:
+        """Send all of this at once: a client that does not read is dropped."""
         try:
-            request = json.loads(line)
-            if isinstance(request, dict) and request["do"] == "show":
-                return {"ok": True, **self._show()}
-            changes = request if isinstance(request, list) else [request]
-            notes = self._change([change for each in changes for change in _changes(each)])
-        except ConfigError as e:
-            return {"ok": False, "error": str(e)}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return {"ok": False, "error": "not a request"}
-        except OSError as e:
-            return {"ok": False, "error": e.strerror or str(e)}
-        return {"ok": True, "notes": notes} if notes else {"ok": True}
-
-    def _change(self, changes: list[tuple[bool, Rule]]) -> list[str]:
-        """Make all of these changes (True: add the rule) or none; lines for the user.  Raises ConfigError."""
-        done: list[tuple[bool, Rule]] = []
-        notes = []
-        for add, rule in changes:
-            try:
-                if add:
-                    notes.append(self._forwarding.add(rule))
-                else:
-                    self._forwarding.remove(rule)
-            except ConfigError:
-                for added, other in reversed(done):
-                    if added:
-                        self._forwarding.remove(other)
-                    else:
-                        with contextlib.suppress(ConfigError):  # another program has the port by now
-                            self._forwarding.add(other)
-                raise
-            done.append((add, rule))
-        return list(filter(None, notes))
+            if data and client.send(data) < len(data):
+                self._drop(client)
+        except OSError:
+            self._drop(client)
 
     def _drop(self, client: socket.socket) -> None:
-        if self._clients.pop(client, None) is not None:
+        held = self._clients.pop(client, None)
+        if held is not None:
+            if held.timer is not None:
+                held.timer.cancel()
             self._loop.unwatch(client.fileno())
             client.close()
 
@@ -125,14 +96,3 @@ class Control:
         """Drop all clients."""
         for client in list(self._clients):
             self._drop(client)
-
-
-def _changes(request: Any) -> list[tuple[bool, Rule]]:
-    """The changes of a request; raises ConfigError, or what a text that is not a request raises."""
-    what = request["do"]
-    if what not in ("add", "del"):
-        raise ConfigError(f"unknown request '{what}'")
-    option, text = str(request["option"]), str(request["ports"])
-    if option not in OPTIONS or text == "none":
-        raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
-    return [(what == "add", rule) for rule in parse(option, *OPTIONS[option], text)]

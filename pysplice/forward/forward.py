@@ -9,7 +9,7 @@ that once a second.
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from ..config import ConfigError
 from ..config.ports import GUEST, HOST, TCP, UDP, Rule, overlap
@@ -17,7 +17,7 @@ from ..loop import NEVER, Loop
 from ..observe.log import Log
 from ..sockets.request import Maker
 from .listeners import Addressing, Listeners, Takers
-from .scan import Scan, bits, ephemeral_ports, ones
+from .scan import Scan, bits, ephemeral_ports, ones, ranges
 
 OPEN_PER_TURN = 64  # ports, while we serve
 FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else gets its turn
@@ -85,6 +85,51 @@ class Forward:
 
     # Rules
 
+    @property
+    def addressing(self) -> Addressing:
+        """How listeners are bound."""
+        return self._addressing
+
+    def change(self, changes: Sequence[tuple[bool, Rule]]) -> list[str]:
+        """Make all of these changes, in order (True: add the rule), or none; what the user should know about them.
+
+        A port that is both removed and added is open all the time.  Raises ConfigError.
+        """
+        before = self.rules.copy(), self._wanted.copy(), self._opening.copy()
+        notes = []
+        self.listeners.begin()
+        try:
+            for adds, rule in changes:
+                if adds:
+                    notes.append(self.add(rule, running=True))
+                else:
+                    self.remove(rule)
+        except BaseException:
+            self.rules, self._wanted, self._opening = before
+            self.listeners.roll_back()
+            self._changed()
+            raise
+        self.listeners.commit()
+        self._changed()
+        return list(filter(None, notes))
+
+    def pieces(self) -> list[Rule]:
+        """All rules that have ports; those for all ports as what they listen on, without ephemeral ports."""
+        return [piece for rule in self.rules for piece in self._pieces_of(rule)]
+
+    def _pieces_of(self, rule: Rule) -> Iterator[Rule]:
+        if rule.weak and not rule.path:
+            for first, last in ranges(self._ports(rule)):
+                yield rule._replace(first=first, last=last, to_first=rule.target(first))
+        elif not rule.path:
+            yield rule
+
+    def arrange(self, pieces: Sequence[Rule]) -> None:
+        """Put the rules into the order of these pieces; others go behind them."""
+        position = {piece: n for n, piece in reversed(list(enumerate(pieces)))}
+        first = {rule: next(self._pieces_of(rule), rule) for rule in self.rules}
+        self.rules.sort(key=lambda rule: position.get(first[rule], len(pieces)))
+
     def add(self, rule: Rule, running: bool = False) -> str:
         """Follow a rule from now on; raises ConfigError if its ports cannot be bound.
 
@@ -97,7 +142,7 @@ class Forward:
         if rule.protocol not in how.protocols:
             raise ConfigError(f"'{rule}': {rule.protocol.upper()} is switched off")
         for other in self.rules:
-            if not overlap(rule, other):
+            if not overlap(rule, other) or not self._ports(rule) & self._ports(other):
                 continue
             if other.auto == rule.auto:
                 raise ConfigError(f"'{rule}' overlaps '{other}'")
@@ -136,18 +181,18 @@ class Forward:
         if whole is None:
             near = next((other for other in self.rules if not other.auto and overlap(rule, other)), None)
             raise ConfigError(f"'{rule}' is not forwarded" + (f", but '{near}' is" if near else ""))
-        self.rules.remove(whole)
+        place = self.rules.index(whole)
         self._wanted.pop(whole, None)
         opening = self._opening.pop(whole, 0)
-        rest = [part for part in whole.without(rule) if part.first <= part.last]
+        rest = [part for part in whole.without(rule) if part.first <= part.last and self._ports(part)]
         for port in ones(self.listeners.open.get(whole, 0)):
             part = next((part for part in rest if part.first <= port <= part.last), None)
             if part is None:
                 self.listeners.close_port(whole, port)
             else:
                 self.listeners.move(whole, port, part)
+        self.rules[place : place + 1] = rest
         for part in rest:
-            self.rules.append(part)
             if opening & bits(part.first, part.last):
                 self._opening[part] = opening & bits(part.first, part.last)
         self._changed()

@@ -62,6 +62,26 @@ class Addressing(NamedTuple):
     scope: int = 0
 
 
+class _Change(NamedTuple):
+    """A change of rules that is under way: listeners set aside, by what they are bound to, and all tables as before."""
+
+    aside: dict[tuple[Any, ...], Listener]
+    listeners: dict[tuple[Rule, int], Listener]
+    by_fd: dict[int, Listener]
+    open: dict[Rule, int]
+    ours: dict[tuple[str, str], int]
+
+
+def _bound_to(rule: Rule, port: int) -> tuple[Any, ...]:
+    """What makes two listeners the same to the kernel."""
+    return rule.side, rule.protocol, rule.address, rule.interface, rule.path, port
+
+
+def _leads_to(rule: Rule, port: int) -> tuple[Any, int]:
+    """Where the clients of a port go."""
+    return rule.to_address, rule.target(port)
+
+
 class Listeners:
     """All listeners; by rule and port.  `host`, `guest` and `files` make the sockets, `takers` get the clients."""
 
@@ -87,8 +107,10 @@ class Listeners:
         self._resume_timer = loop.timer(self._resume)
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
+        self._change: _Change | None = None  # while rules are changed
         self.open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
         self.ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
+        self._known: set[socket.socket] = set()  # UDP sockets that the takers have been told of
 
     def fileno(self) -> int:
         """The descriptor that is readable while a listener has clients."""
@@ -108,6 +130,10 @@ class Listeners:
 
     def bind(self, rule: Rule, port: int) -> socket.socket:
         """A listening socket for a port of a rule, now; raises OSError."""
+        if self._change is not None:
+            held = self._change.aside.pop(_bound_to(rule, port), None)
+            if held is not None:
+                return self._hand_over(held, rule, port)
         if rule.path:
             return self._files.listen(rule.path)
         request = self._request(rule, port)
@@ -155,7 +181,8 @@ class Listeners:
         self._by_fd[sock.fileno()] = listener
         self.ours[rule.side, rule.protocol] |= 1 << port
         self.open[rule] = self.open.get(rule, 0) | 1 << port
-        if rule.protocol == UDP:
+        if rule.protocol == UDP and sock not in self._known:
+            self._known.add(sock)
             self._takers.opened(listener)
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
@@ -164,11 +191,10 @@ class Listeners:
         listener = self._listeners.pop((rule, port))
         del self._by_fd[listener.sock.fileno()]
         self.epoll.unregister(listener.sock.fileno())
-        if rule.path:
-            self._files.unlink(rule.path)
-        if rule.protocol == UDP:
-            self._takers.closed(listener)
-        listener.sock.close()
+        if self._change is not None:
+            self._change.aside[_bound_to(rule, port)] = listener
+        else:
+            self._discard(listener)
         self.open[rule] &= ~(1 << port)
         if not self.open[rule]:
             del self.open[rule]
@@ -188,6 +214,63 @@ class Listeners:
         self.open[to] = self.open.get(to, 0) | 1 << port
         if not self.open[rule]:
             del self.open[rule]
+
+    def _discard(self, listener: Listener) -> None:
+        if listener.rule.path:
+            self._files.unlink(listener.rule.path)
+        self._disown(listener)
+        listener.sock.close()
+
+    def _disown(self, listener: Listener) -> None:
+        """The takers have nothing to do with a UDP socket any more."""
+        if listener.sock in self._known:
+            self._known.discard(listener.sock)
+            self._takers.closed(listener)
+
+    # A change of several rules
+
+    def begin(self) -> None:
+        """Until commit() or roll_back(), what is closed stays bound: a new rule may take it over."""
+        self._change = _Change(
+            {}, self._listeners.copy(), self._by_fd.copy(), self.open.copy(), self.ours.copy()
+        )
+
+    def _hand_over(self, held: Listener, rule: Rule, port: int) -> socket.socket:
+        """The socket of a listener that was set aside, for a rule that wants the same address and port."""
+        if _leads_to(held.rule, port) != _leads_to(rule, port):
+            self._disown(held)  # its UDP flows lead elsewhere
+        return held.sock
+
+    def commit(self) -> None:
+        """The change is made: close what no rule has taken over."""
+        change, self._change = self._change, None
+        for listener in change.aside.values() if change is not None else ():
+            self._discard(listener)
+
+    def roll_back(self) -> None:
+        """The change is not made: everything listens as before."""
+        change, self._change = self._change, None
+        if change is None:
+            return
+        before = {listener.sock: listener for listener in change.listeners.values()}
+        for listener in self._listeners.values():
+            held = before.get(listener.sock)
+            if held is None:
+                self.epoll.unregister(listener.sock.fileno())
+                self._discard(listener)
+            elif _leads_to(held.rule, held.port) != _leads_to(listener.rule, listener.port):
+                self._disown(listener)
+        for listener in change.aside.values():
+            if listener.sock in before:
+                self.epoll.register(listener.sock.fileno(), select.EPOLLIN)
+            else:
+                self._discard(listener)
+        self._listeners, self._by_fd = change.listeners, change.by_fd
+        self.open, self.ours = change.open, change.ours
+        for listener in self._listeners.values():
+            if listener.rule.protocol == UDP and listener.sock not in self._known:
+                self._known.add(listener.sock)
+                self._takers.opened(listener)
 
     # Clients
 

@@ -34,6 +34,16 @@ def ones(number: int) -> Iterator[int]:
         number ^= low
 
 
+def ranges(number: int) -> Iterator[tuple[int, int]]:
+    """The runs of set bits, each as its first and last bit, in ascending order."""
+    while number:
+        first = (number & -number).bit_length() - 1
+        above = (number >> first) + 1
+        last = first + (above & -above).bit_length() - 2
+        yield first, last
+        number &= ~bits(first, last)
+
+
 def ephemeral_ports() -> int:
     """The ports that the kernel assigns by itself (net.ipv4.ip_local_port_range), as bits."""
     try:

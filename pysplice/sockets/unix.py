@@ -19,7 +19,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from .request import BACKLOG
@@ -29,9 +29,12 @@ UCRED = struct.Struct("3i")  # process, user, group
 MESSAGE_MAX = 4096
 TIMEOUT = 2.0  # seconds
 PAUSE = 1.0
-# The first byte of a message between the two processes.  A path follows LISTEN and UNLINK; in an answer without
-# a socket, an errno follows.
+# The first byte of a message between the two processes.  A path follows LISTEN and UNLINK, the name of a control
+# socket follows CLIENT; in an answer without a socket, an errno follows.
 LISTEN, UNLINK, CLIENT = b"l", b"u", b"c"
+
+# The names of the control sockets: of `pysplice ctl` (--control), and of pesto(1) (-c)
+REQUESTS, UPDATES = "requests", "updates"
 
 
 class UnixListener(NamedTuple):
@@ -121,8 +124,8 @@ class SocketFiles(Protocol):
     def unlink(self, path: str) -> None:
         """Remove the file of such a socket."""
 
-    def clients(self) -> Iterator[socket.socket]:
-        """Clients of the control socket that have come; raises ConnectionError once the keeper is gone."""
+    def clients(self) -> Iterator[tuple[str, socket.socket]]:
+        """Clients that have come, and the control socket of each; raises ConnectionError once the keeper is gone."""
 
     def close(self) -> None:
         """Remove all files."""
@@ -140,7 +143,7 @@ class NoFiles:
     def unlink(self, path: str) -> None:
         pass
 
-    def clients(self) -> Iterator[socket.socket]:
+    def clients(self) -> Iterator[tuple[str, socket.socket]]:
         return iter(())
 
     def close(self) -> None:
@@ -154,7 +157,7 @@ class Keeper:
         # socket.recv_fds() of Python 3.11 takes flags and ignores them
         sock.setblocking(False)
         self._sock = sock
-        self._clients: deque[socket.socket] = deque()
+        self._clients: deque[tuple[str, socket.socket]] = deque()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -166,7 +169,7 @@ class Keeper:
             while True:
                 message, fds, _, _ = socket.recv_fds(self._sock, MESSAGE_MAX, 1)
                 if message[:1] == CLIENT and fds:
-                    self._clients.append(socket.socket(fileno=fds[0]))
+                    self._clients.append((message[1:].decode(), socket.socket(fileno=fds[0])))
                     continue
                 if not fds:
                     number = int(message[1:] or errno.EIO)
@@ -180,7 +183,7 @@ class Keeper:
         with contextlib.suppress(OSError):
             self._sock.send(UNLINK + path.encode())
 
-    def clients(self) -> Iterator[socket.socket]:
+    def clients(self) -> Iterator[tuple[str, socket.socket]]:
         while self._clients:
             yield self._clients.popleft()
         while True:
@@ -191,7 +194,7 @@ class Keeper:
             if not message:
                 raise ConnectionError("the process that keeps socket files is gone")
             if fds:
-                yield socket.socket(fileno=fds[0])
+                yield message[1:].decode(), socket.socket(fileno=fds[0])
 
     def close(self) -> None:
         """Have the files removed; when this returns they are gone, unless the keeper is slow."""
@@ -205,21 +208,21 @@ class Keeper:
 
 def keep(
     alive: socket.socket,
-    control: UnixListener | None,
+    controls: Mapping[str, UnixListener],
     owner: int,
     allowed: frozenset[str] | None,
     confine: Callable[[], object],
 ) -> int:
     """Serve a Keeper until its end of `alive` is closed, then remove the files; the exit status.
 
-    Clients of `control` are passed on if their user is `owner` or root.  Unless `allowed` is None, sockets are made at
-    these paths alone: then the process that asks runs as another user than this one.  `confine` is called before
-    anything is read.
+    Clients of `controls`, by name, are passed on if their user is `owner` or root.  Unless `allowed` is None, sockets
+    are made at these paths alone: then the process that asks runs as another user than this one.  `confine` is called
+    before anything is read.
     """
     listeners: dict[str, UnixListener] = {}
     poll = select.poll()
     poll.register(alive, select.POLLIN)
-    if control is not None:
+    for control in controls.values():
         poll.register(control.sock, select.POLLIN)
     confine()
     while True:
@@ -232,7 +235,9 @@ def keep(
             if not message:
                 break
             _obey(alive, message, listeners, allowed)
-        if control is not None and control.sock.fileno() in ready:
+        for name, control in controls.items():
+            if control.sock.fileno() not in ready:
+                continue
             try:
                 client, _ = control.sock.accept()
             except OSError:
@@ -241,10 +246,10 @@ def keep(
                 continue
             with client, contextlib.suppress(OSError):
                 if peer_user(client) in (0, owner):
-                    socket.send_fds(alive, [CLIENT], [client.fileno()])
+                    socket.send_fds(alive, [CLIENT + name.encode()], [client.fileno()])
     for listener in listeners.values():
         listener.unlink()
-    if control is not None:
+    for control in controls.values():
         control.unlink()
     return 0
 

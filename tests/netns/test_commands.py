@@ -21,6 +21,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 ELSEWHERE = {
     "examples/quickstart": "run by itself: it installs",
     "tests/run": "these are its tests",
+    'ln -sf "$(command -v pysplice)" /tmp/pesto': "tests/netns/test_commands.py, by another way",
     "python3 -m pip install .": "it installs; tests/matrix does",
     '.venv/bin/python -m pip install -q -e ".[docs]"': "it installs; tests/run does",
     '.venv/bin/pip install -e ".[lab]"': "it installs; tests/run does",
@@ -50,7 +51,7 @@ def plain(command: str) -> str:
 
 
 def test_each_command_is_run_somewhere():
-    tested = {plain(command) for command in (*RUN, *SERVE, *CTL)}
+    tested = {plain(command) for command in (*RUN, *SERVE, *CTL, *PESTO)}
     left = [c for c in COMMANDS if c not in ELSEWHERE and plain(c) not in tested]
     assert not left
     assert set(map(plain, COMMANDS)) >= tested | set(map(plain, ELSEWHERE)), "a command that no page has"
@@ -75,7 +76,11 @@ def ready(world, tmp_path):
 def words(world, command: str, folder: Path) -> list[str]:
     """A command as it is run here."""
     text = plain(command).replace("https://example.org/", f"http://{world.REMOTE4}/")
-    made = shlex.split(text.replace("/tmp/net.sock", f"{folder}/net.sock"))
+    for name in ("net.sock", "pesto.sock"):
+        text = text.replace(f"/tmp/{name}", f"{folder}/{name}")
+    made = shlex.split(text)
+    if made[0] == "/tmp/pesto":
+        return [f"{folder}/pesto", *made[1:]]
     assert made[0] == "pysplice"
     return [sys.executable, "-m", "pysplice", *made[1:]]
 
@@ -105,13 +110,18 @@ def test_commands_that_end(ready, tmp_path, command):
 
 SERVE = {
     "pysplice --config-net -t 8080 -- python3 -m http.server 8080": 8080,
-    "pysplice --config-net -c /tmp/net.sock -- python3 -m http.server 8080": 8080,
+    "pysplice --config-net -t none -c /tmp/pesto.sock --control /tmp/net.sock -- python3 -m http.server 8080": 8080,
     "pysplice --config-net --tap eth0 4711": 0,
 }
 CTL = {
     "pysplice ctl /tmp/net.sock add -t 8081:8080 -u 5353": "",
     "pysplice ctl /tmp/net.sock show": "rule -t 8081:8080\n",
     "pysplice ctl /tmp/net.sock del -t 8081:8080": "",
+}
+PESTO = {
+    "/tmp/pesto /tmp/pesto.sock": "  HOST\n",
+    "/tmp/pesto -A -t 8082:8080 /tmp/pesto.sock": "",
+    "/tmp/pesto -D -t 8082:8080 /tmp/pesto.sock": "",
 }
 
 
@@ -152,18 +162,22 @@ def end_command(process: subprocess.Popen) -> None:
 
 
 def test_a_control_socket(ready, tmp_path):
-    command = "pysplice --config-net -c /tmp/net.sock -- python3 -m http.server 8080"
+    command = "pysplice --config-net -t none -c /tmp/pesto.sock --control /tmp/net.sock -- python3 -m http.server 8080"
     tmp_path.chmod(0o777)
     process = ready.host.spawn(*words(ready, command, tmp_path), cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         until(lambda: (tmp_path / "net.sock").exists())
-        for ctl, said in CTL.items():
-            result = ready.host.run(*words(ready, ctl, tmp_path))
+        pesto = tmp_path / "pesto"  # what the link is to
+        pesto.write_text(f"#!{sys.executable}\nfrom pysplice.__main__ import main\nmain()\n")
+        pesto.chmod(0o755)
+        for ctl, said in (CTL | PESTO).items():
+            result = ready.host.run(
+                *words(ready, ctl, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
             assert said in result.stdout
-            if " add " in ctl:
-                until(
-                    lambda: ready.host.run("curl", "-s", f"http://{ready.HOST4}:8081/", check=False).stdout
-                )
+            if " add " in ctl or " -A " in ctl:
+                page = f"http://{ready.HOST4}:{8081 if ' add ' in ctl else 8082}/"
+                until(lambda page=page: ready.host.run("curl", "-s", page, check=False).stdout)
     finally:
         end_command(process)
 

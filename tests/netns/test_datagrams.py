@@ -828,7 +828,7 @@ def test_one_socket_for_the_loopback_and_an_interface(world):
 def test_a_port_that_the_guest_uses_is_published(world, tmp_path):
     """The socket that the guest's datagrams left by makes way; they leave by the listener then, from the same port."""
     control = str(tmp_path / "ctl")
-    world.pysplice("--config-net", *NONE, "-c", control)
+    world.pysplice("--config-net", *NONE, "--control", control)
     with bound(world.guest, "0.0.0.0", 4500) as guest, bound(world.remote, world.REMOTE4) as remote:
         for published in (False, True, False):
             guest.sendto(b"x", remote.getsockname())

@@ -543,7 +543,7 @@ def ctl(path, *words):
 
 def test_rules_come_and_go(world, tmp_path):
     path = tmp_path / "control"
-    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(path))
+    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "--control", str(path))
     assert ctl(path, "add", "-t", "20000-20600").returncode == 0
     assert "listening ... and 102 more" in ctl(path, "show").stdout
     assert ctl(path, "del", "-t", "20000-20600").returncode == 0
@@ -581,7 +581,7 @@ def test_rules_come_and_go(world, tmp_path):
 )
 def test_what_cannot_be_changed(world, tmp_path, words, message):
     path = tmp_path / "control"
-    world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(path))
+    world.pysplice("--config-net", *NONE, "-t", "8080:80", "--control", str(path))
     with world.host.listen("0.0.0.0", 8099):
         result = ctl(path, *words)
     assert (result.returncode, result.stdout) == (1, "")
@@ -591,7 +591,7 @@ def test_what_cannot_be_changed(world, tmp_path, words, message):
 
 def test_nonsense_on_the_control_socket(world, tmp_path):
     path = tmp_path / "control"
-    world.pysplice("--config-net", *NONE, "-c", str(path))
+    world.pysplice("--config-net", *NONE, "--control", str(path))
     for line in (
         b"\n",
         b"{}\n",
@@ -616,7 +616,7 @@ def test_nonsense_on_the_control_socket(world, tmp_path):
 
 def test_those_who_say_nothing_on_the_control_socket_give_way(world, tmp_path):
     path = tmp_path / "control"
-    world.pysplice("--config-net", *NONE, "-c", str(path))
+    world.pysplice("--config-net", *NONE, "--control", str(path))
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -629,7 +629,9 @@ def test_those_who_say_nothing_on_the_control_socket_give_way(world, tmp_path):
 
 def test_what_is_added_goes_before_what_follows(world, tmp_path):
     path = tmp_path / "control"
-    process = world.pysplice("--config-net", "-u", "none", "-T", "none", "-U", "none", "-c", str(path))
+    process = world.pysplice(
+        "--config-net", "-u", "none", "-T", "none", "-U", "none", "--control", str(path)
+    )
     with world.guest.listen("0.0.0.0", 8400), world.guest.listen("0.0.0.0", 84) as other:
         until(lambda: open_to(world.remote, world.HOST4, 8400), 4)
         assert ctl(path, "add", "-t", "8400:84").returncode == 0
@@ -783,7 +785,7 @@ def test_relative_paths_in_the_background(world, tmp_path):
 )
 def test_what_is_switched_off_stays_off(world, tmp_path, words):
     path = tmp_path / "control"
-    world.pysplice("--config-net", "-4", "--no-udp", *NONE[:2], "-T", "none", "-c", str(path))
+    world.pysplice("--config-net", "-4", "--no-udp", *NONE[:2], "-T", "none", "--control", str(path))
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(str(path))
@@ -796,7 +798,7 @@ def test_what_is_switched_off_stays_off(world, tmp_path, words):
 def test_all_ports_later_on(world, tmp_path):
     """They are opened a few at a time, and other traffic goes on meanwhile."""
     path = tmp_path / "control"
-    world.pysplice("--config-net", *NONE, "-c", str(path))
+    world.pysplice("--config-net", *NONE, "--control", str(path))
     with world.host.listen("127.0.0.1", 3000) as listener:
         assert ctl(path, "add", "-T", "2000-4000").returncode == 0
         with world.guest.connect("127.0.0.1", 3000), accept(listener)[0]:

@@ -298,14 +298,14 @@ def test_what_the_guest_runs_has_no_descriptor_of_ours(world, tmp_path):
         "sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1])"
     )
     files = [str(tmp_path / name) for name in ("log", "pid", "pcap", "trace", "ctl")]
-    options = zip(("-l", "-P", "-p", "--trace-window", "-c"), files, strict=True)
+    options = zip(("-l", "-P", "-p", "--trace-window", "--control"), files, strict=True)
     out = python(world, code, *NONE, *(word for pair in options for word in pair))
     assert out.splitlines()[-1] == "[0, 1, 2] [0, 1, 2]"
 
 
 def test_our_processes_cannot_be_looked_into(world, tmp_path):
     """The one that serves, the one in the namespace, and the one that keeps socket files."""
-    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-c", str(tmp_path / "ctl"))
+    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "--control", str(tmp_path / "ctl"))
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     pids = [process.pid]
     with open(children) as file:
@@ -337,7 +337,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         pass
 print(seen)
 """
-    out = python(world, code, "--no-pidns", "-c", str(tmp_path / "ctl"), *NONE[:6], "-U", "9000")
+    out = python(world, code, "--no-pidns", "--control", str(tmp_path / "ctl"), *NONE[:6], "-U", "9000")
     assert "open" not in out and int(out.split()[-1]) == out.count("denied") >= 3
 
 
@@ -519,7 +519,7 @@ def test_the_hosts_own_address_moves(world):
 def test_a_request_is_answered_while_others_flood(world, tmp_path):
     """No work without a bound: a loop that is busy comes round all the same."""
     control = str(tmp_path / "ctl")
-    world.pysplice("--config-net", *NONE, "-u", "5000", "-c", control)
+    world.pysplice("--config-net", *NONE, "-u", "5000", "--control", control)
     done = threading.Event()
 
     def flood(source):

@@ -124,7 +124,7 @@ def as_user(world, *words, **kwargs):
 def mistakes(world, folder):
     (folder / "file").touch()
     return (
-        (("-c", str(folder / "file"), "--", "true"), "a file that is not a socket is there"),
+        (("--control", str(folder / "file"), "--", "true"), "a file that is not a socket is there"),
         (
             ("--netns", world.guest.path, *NONE),
             "be root, or name the user namespace that owns it (--userns)",
@@ -195,7 +195,7 @@ def _connects(world, port) -> bool:
 
 def test_a_part_of_a_range_is_taken_out(world, tmp_path):
     path = tmp_path / "control"
-    process = world.pysplice("--config-net", *NONE, "-t", "9000-9003:80-83", "-c", str(path))
+    process = world.pysplice("--config-net", *NONE, "-t", "9000-9003:80-83", "--control", str(path))
 
     def ctl(*words):
         return ours(world, "ctl", str(path), *words)
@@ -220,7 +220,7 @@ def test_a_part_of_a_range_is_taken_out(world, tmp_path):
 
 def test_changes_of_one_command_are_made_together_or_not_at_all(world, tmp_path):
     path = tmp_path / "control"
-    process = world.pysplice("--config-net", *NONE, "-d", "-t", "9000", "-c", str(path))
+    process = world.pysplice("--config-net", *NONE, "-d", "-t", "9000", "--control", str(path))
     with world.host.listen(world.HOST4, 9002):
         result = ours(world, "ctl", str(path), "add", "-u", "9001", "-t", "9002")
     assert result.returncode == 1 and "port 9002 (tcp)" in result.stderr
@@ -242,7 +242,7 @@ def test_changes_of_one_command_are_made_together_or_not_at_all(world, tmp_path)
 def test_ports_that_are_left_out(world, tmp_path):
     """More ports than descriptors: the one who asks is told."""
     path = tmp_path / "control"
-    words = (*PYSPLICE, "--config-net", *NONE, "-c", str(path), "--", "sleep", "60")
+    words = (*PYSPLICE, "--config-net", *NONE, "--control", str(path), "--", "sleep", "60")
     process = world.host.spawn(
         "prlimit", "--nofile=300:300", *words, stderr=subprocess.DEVNULL, env=ENVIRONMENT
     )

@@ -707,7 +707,7 @@ def test_low_ports_may_follow_where_they_could_before(world):
 
 def test_socket_files_are_taken_away_again(world, tmp_path):
     """For which the file system has to stay."""
-    process = world.pysplice("-c", str(tmp_path / "control"), "-t", f"unix:{tmp_path}/web:80")
+    process = world.pysplice("--control", str(tmp_path / "control"), "-t", f"unix:{tmp_path}/web:80")
     assert sorted(os.listdir(tmp_path)) == ["control", "web"]
     assert "Seccomp:\t2" in Path(f"/proc/{process.pid}/status").read_text()
     stop(process)

@@ -1,0 +1,334 @@
+"""pesto(1): shows and changes the forwarded ports of a running pasta, or of a pysplice that runs with -c.
+
+Owns nothing.  Imports `config`, `forward`, `observe` and tables.py.
+
+The options, what is printed and the exit status are pesto's.  Two things are better: an update is over when this
+process ends, since it waits for the server to close; and a reason that the server gives is printed, with status 1.
+"""
+
+import contextlib
+import getopt
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .. import __version__
+from ..config import ConfigError
+from ..config.ports import GUEST, OPTIONS, Rule, parse
+from ..forward.scan import bits, ephemeral_ports, ranges
+from ..observe.log import print_text
+from . import tables
+from .tables import Table
+
+TIMEOUT = 10.0  # seconds without anything from the server
+ANSWER_MAX = 4096
+
+SHORT = "ADC:t:u:T:U:sdh"
+LONG = (
+    "add",
+    "delete",
+    "clear=",
+    "tcp-ports=",
+    "udp-ports=",
+    "tcp-ns=",
+    "udp-ns=",
+    "show",
+    "debug",
+    "help",
+    "version",
+)
+PORTS = {"--tcp-ports": "-t", "--udp-ports": "-u", "--tcp-ns": "-T", "--udp-ns": "-U"}
+ADD, DELETE = "add", "delete"
+
+USAGE = """\
+Usage: pesto [OPTION]... PATH
+
+Show or change the forwarded ports of a pasta or pysplice that was started with -c PATH.
+
+  -A, --add              Add the ports that follow, instead of replacing the table
+  -D, --delete           Delete the ports that follow
+  -C, --clear PIF        Clear the table PIF: HOST or SPLICE
+  -t, --tcp-ports PORTS  TCP ports of the host that lead to the guest
+  -u, --udp-ports PORTS  UDP ports of the host that lead to the guest
+  -T, --tcp-ns PORTS     TCP ports of the guest's loopback interface that lead to the host's
+  -U, --udp-ns PORTS     UDP ports of the guest's loopback interface that lead to the host's
+  -s, --show             Show the tables before and after the change
+  -d, --debug            Say what is received
+  -h, --help             Show this help and exit
+  --version              Show the version and exit
+
+PORTS is written as for pasta, for instance 8080, 8080:80, 192.0.2.1/8080-8090, all, auto or none.
+"""
+
+CAPABILITIES = ("IPv4", "IPv6", "TCP", "UDP", "scan", "ifname")
+
+
+class Failure(Exception):
+    """What ends this process with status 1; printed."""
+
+
+class Line(NamedTuple):
+    """The fields of a rule as it is sent (tables.RULE)."""
+
+    address: bytes
+    target: bytes
+    interface: bytes
+    first: int
+    last: int
+    to_first: int
+    protocol: int
+    flags: int
+
+    @classmethod
+    def of(cls, text: bytes) -> "Line":
+        return cls._make(tables.RULE.unpack(text))
+
+    def __str__(self) -> str:
+        """The rule as pesto(1) prints it."""
+        name = {6: "TCP", 17: "UDP"}.get(self.protocol, "<unknown protocol>")
+        where = "*" if self.flags & tables.DUAL_STACK else str(tables.unpacked(self.address))
+        interface = tables.printable(self.interface.partition(b"\0")[0].decode("latin-1"))
+        target = f"{tables.unpacked(self.target)}:" if self.target != tables.ANY else ""
+        return (
+            f"{name} [{where}]{'%' if interface else ''}{interface}:{_range(self.first, self.last)}  =>  "
+            f"{target}{_range(self.to_first, self.to_first + self.last - self.first)} "
+            f"{' (best effort)' if self.flags & tables.WEAK else ''}"
+            f"{' (auto-scan)' if self.flags & tables.SCAN else ''}"
+        )
+
+    def conflicts(self, other: "Line") -> bool:
+        """True if both rules would listen at the same address and port."""
+        if self.protocol != other.protocol or self.last < other.first or other.last < self.first:
+            return False
+        if any(self.interface) and any(other.interface) and self.interface != other.interface:
+            return False
+        if (self.flags | other.flags) & tables.DUAL_STACK:
+            return True
+        one, two = tables.unpacked(self.address), tables.unpacked(other.address)
+        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the words after `pesto`; the exit status."""
+    try:
+        options, paths = getopt.gnu_getopt(list(words), SHORT, LONG)
+    except getopt.GetoptError as e:
+        return _fail(f"pesto: {e.msg}; try --help")
+    names = [name for name, _ in options]
+    if "-h" in names or "--help" in names:
+        return print_text(USAGE)
+    if "--version" in names:
+        return print_text(f"pesto (pysplice) {__version__}\nLicence: GPL-2.0-or-later\n")
+    if len(paths) != 1:
+        return _fail("pesto: the PATH of one control socket is needed; try --help")
+    try:
+        _run(options, paths[0])
+        return 0
+    except (Failure, ConfigError) as e:
+        return _fail(str(e))
+
+
+def _fail(problem: str) -> int:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.write(f"{problem}\n")
+    return 1
+
+
+def _run(options: list[tuple[str, str]], path: str) -> None:
+    """Do what the options say; raises Failure."""
+    names = {name for name, _ in options}
+    debug, show = bool(names & {"-d", "--debug"}), bool(names & {"-s", "--show"})
+    asks = bool(names - {"-d", "--debug", "-s", "--show"})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(TIMEOUT)
+        try:
+            sock.connect(path)
+        except (OSError, ValueError) as e:
+            raise Failure(f"Failed to connect to {path}: {getattr(e, 'strerror', None) or e}") from None
+        if debug:
+            sys.stderr.write("Connected to passt/pasta control socket\n")
+        shown = _greeting(sock)
+        if debug:
+            for table in shown:
+                can = " ".join(name for n, name in enumerate(CAPABILITIES) if table.capabilities >> n & 1)
+                sys.stderr.write(
+                    f"PIF {table.pif}: {table.name}, {len(table.rules)} rules, "
+                    f"capabilities {table.capabilities:#x}: {can}\n"
+                )
+        if not asks:
+            _print("passt/pasta configuration", path, shown)
+            return
+        if show:
+            _print("Previous configuration", path, shown)
+        changed = _Tables(shown)
+        changed.obey(options)
+        if show:
+            _print("Updated configuration", path, shown)
+        _send(sock, shown)
+
+
+def _print(title: str, path: str, shown: list[Table]) -> None:
+    lines = [f"{title} ({path})"]
+    for table in shown:
+        lines += [f"  {table.name}", *(f"    {Line.of(rule)}" for rule in table.rules)]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _greeting(sock: socket.socket) -> list[Table]:
+    """The tables of the server; raises Failure."""
+    reading = tables.read_greeting()
+    wanted = next(reading)
+    started = False
+    try:
+        while True:
+            part = b""
+            while len(part) < wanted:
+                data = sock.recv(wanted - len(part))
+                if not data:
+                    end = "Error reading from control socket"
+                    raise Failure(end if started else "Couldn't read server greeting: No data available")
+                part += data
+            started = True
+            wanted = reading.send(part)
+    except StopIteration as stop:
+        shown: list[Table] = stop.value
+        return shown
+    except OSError as e:
+        raise Failure(f"Error reading from control socket: {e.strerror or e}") from None
+
+
+def _send(sock: socket.socket, shown: list[Table]) -> None:
+    """Have the server use these tables, and wait until it does; raises Failure."""
+    try:
+        sock.sendall(tables.write_update([(table.pif, table.rules) for table in shown]))
+        answer = b""
+        while len(answer) < ANSWER_MAX:
+            data = sock.recv(ANSWER_MAX)
+            if not data:
+                break
+            answer += data
+    except TimeoutError:
+        raise Failure("No answer from the server: the update may not have been made") from None
+    except ConnectionError:
+        raise Failure("The server has refused the update") from None
+    except OSError as e:
+        raise Failure(f"Error writing to control socket: {e.strerror or e}") from None
+    if answer:
+        raise Failure(tables.printable(answer.decode(errors="replace").strip()))
+
+
+class _Tables:
+    """The tables, as the options change them one after the other."""
+
+    def __init__(self, shown: list[Table]) -> None:
+        self._by_pif = {table.pif: table for table in shown}
+        self._ephemeral = ephemeral_ports()
+        self._mode = ""
+        self._cleared: set[int] = set()
+        self._given: set[str] = set()
+
+    def obey(self, options: list[tuple[str, str]]) -> None:
+        """Change the tables as the options say; raises Failure."""
+        for name, text in options:
+            if name in ("-A", "--add"):
+                self._mode = ADD
+            elif name in ("-D", "--delete"):
+                self._mode = DELETE
+            elif name in ("-C", "--clear"):
+                self._clear(text)
+            elif PORTS.get(name, name) in OPTIONS:
+                self._ports(PORTS.get(name, name), text)
+
+    def _clear(self, name: str) -> None:
+        table = next((table for table in self._by_pif.values() if table.name == name), None)
+        if table is None:
+            raise Failure(f"Unsupported pif name {name}")
+        table.rules.clear()
+
+    def _ports(self, option: str, text: str) -> None:
+        """One of -t, -u, -T and -U."""
+        side, protocol = OPTIONS[option]
+        table = self._by_pif.get(tables.PIFS[side])
+        if table is None:
+            raise Failure(f"Can't use {option}, no {'outbound' if side == GUEST else 'inbound'} interface")
+        if text == "none":
+            if self._mode or option in self._given:
+                raise Failure(f"{option} none conflicts with previous options")
+        else:
+            self._given.add(option)
+        if not self._mode and table.pif not in self._cleared:
+            self._cleared.add(table.pif)
+            table.rules.clear()
+        for rule in () if text == "none" else self._parsed(option, side, protocol, text):
+            for line in self._lines(table, rule):
+                (_delete if self._mode == DELETE else _add)(table, line)
+
+    def _parsed(self, option: str, side: str, protocol: str, text: str) -> list[Rule]:
+        if side == GUEST and "/" in text.partition(":")[0]:
+            raise Failure(f"Listening address not allowed for {option} {text}")
+        try:
+            rules = parse(option, side, protocol, text)
+        except ConfigError as e:
+            reason = str(e).partition("' (")[2]
+            raise Failure(f"Invalid port specifier '{text}'" + (f" ({reason}" if reason else "")) from None
+        if any(rule.path for rule in rules):
+            raise Failure(f"Invalid port specifier '{text}' (pysplice ctl takes UNIX sockets)")
+        return rules
+
+    def _lines(self, table: Table, rule: Rule) -> list[bytes]:
+        """A rule as it is sent: one for each range, without ephemeral ports where all others are meant."""
+        can = table.capabilities
+        if rule.auto and not can & tables.CAN_SCAN:
+            raise Failure("'auto' port forwarding is only allowed for pasta")
+        if rule.interface and not can & tables.CAN_IFNAME:
+            raise Failure(f"Device binding for '{rule}' unsupported (requires kernel 5.7+)")
+        ports = bits(rule.first, rule.last) & ~(self._ephemeral if rule.weak else 0)
+        lines = []
+        for first, last in ranges(ports):
+            piece = rule._replace(first=first, last=last, to_first=rule.target(first))
+            text = tables.write_rule(piece)
+            if rule.address is None and not can & tables.IPV6:
+                text = tables.write_rule(piece._replace(address=tables.unpacked(tables.ANY4)))
+            elif rule.address is None and not can & tables.IPV4:
+                text = tables.write_rule(piece._replace(address=tables.unpacked(tables.ANY)))
+            if rule.side == GUEST and not can & tables.CAN_IFNAME:
+                text = text[:32] + bytes(tables.IFNAME_BYTES) + text[32 + tables.IFNAME_BYTES :]
+            lines.append(text)
+        return lines
+
+
+def _add(table: Table, text: bytes) -> None:
+    """Add a rule; raises Failure if it conflicts with another."""
+    line = Line.of(text)
+    name, bit = ("TCP", tables.CAN_TCP) if line.protocol == 6 else ("UDP", tables.CAN_UDP)
+    why = ""
+    if not table.capabilities & bit:
+        why = f"Can't add {name} forwarding rule, {name} not enabled"
+    other = next((Line.of(rule) for rule in table.rules if line.conflicts(Line.of(rule))), None)
+    if other is not None:
+        why = f"Forwarding configuration conflict: {line} versus {other}"
+    if len(table.rules) >= tables.RULES_MAX:
+        why = f"Too many forwarding rules (maximum {tables.RULES_MAX})"
+    if why:
+        raise Failure(f"{why}\nUnable to add rule {line}")
+    table.rules.append(text)
+
+
+def _delete(table: Table, text: bytes) -> None:
+    """Delete a rule; raises Failure if there is none like it."""
+    line = Line.of(text)
+    if text in table.rules:
+        table.rules.remove(text)
+        return
+    other = next((Line.of(rule) for rule in table.rules if line.conflicts(Line.of(rule))), None)
+    if other is not None:
+        why = f"Specifier {line} conflicts with rule {other}, but doesn't match it, can't delete"
+    else:
+        why = f"Couldn't find forwarding rule to delete: {line}"
+    raise Failure(f"{why}\nUnable to delete rule {line}")
