@@ -9,12 +9,12 @@ slash is a folder, and its __init__.py lists its files.
     control/      requests at run time: the server, the clients pesto and `pysplice ctl`, and the texts that they show
     clients       takes the clients of listeners, and decides for each: splice, or through the tap
     ending        waits, with a bound, until what the guest has sent is delivered
+    host_changes  what is made again when the host's addresses or name servers change
     splice/       the plane of spliced flows: loopback to loopback, without the tap
     datagram/     the plane of flows without a stream: UDP, echo, fragments
     stream/       the plane of TCP: flows, how they are opened, and their host sockets
     forward/      forwarded ports: rules, listeners, the scan, and which addresses clients are led to
     link/         the guest's link: the tap, ARP, NDP, DHCP, DHCPv6, ICMP errors
-    host_address  the host's own address, as it changes
     setup/        before the loop: namespaces, command, tap, addresses, privileges, sandbox; and what the loop asks
                   of them later (has the namespace ended, how did the command, SIGINT)
     observe/      what looks on: log, descriptions, the trace of windows

@@ -118,7 +118,7 @@ def _described(error: Exception) -> str:
 
 def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     """Set everything up, and serve to the end; the exit status.  Raises ConfigError before the command starts."""
-    from .setup import background, join
+    from .setup import background, follow, join, names
 
     config, rules = _with_absolute_paths(config, rules)
     user = privileges.user_to_become(config.runas)
@@ -132,13 +132,18 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     socket_files = _socket_files(config, rules, owner, user)
     privileges.become(user)
     starting = join.start(config, check.needs_agent(config, rules))
+    reports = None if config.splice_only else follow.start(config, starting.net_fd, starting.user_fd)
 
     # Imported while the helper is at work; --help and an error in the options need none of it
-    from .assemble import Found, assemble, loopback_addresses
+    from .assemble import Found, assemble, choose_names
     from .loop import EventLoop
-    from .setup import interrupts, names, sandbox, seccomp  # noqa: F401
+    from .setup import interrupts, sandbox, seccomp  # noqa: F401
 
     guest = starting.finish()
+    starting.close()
+    host_names = names.read_host(config)
+    if reports is not None:
+        follow.begin(reports, guest.ifname, follow.State(host_names, guest.template))
     descriptors = files.raise_limit()
     in_background = config.attach and not config.foreground
     complaints: list[str] = []
@@ -146,9 +151,9 @@ def run(config: Config, rules: tuple[Rule, ...], log: Log) -> int:
     if in_background:
         complaints.append(sandbox.leave_pid_namespace())
         ready_fd, number = background.to_background()
-    known = names.read(config, loopback_addresses(config, guest.template))
+    known = choose_names(config, host_names, guest.template)
     _warn(config, guest, known, log)
-    found = Found(guest, known, socket_files, descriptors, trace_file, pcap_fd)
+    found = Found(guest, known, socket_files, descriptors, trace_file, pcap_fd, host_names, reports)
     privileges.renounce_new_privileges()
     with contextlib.suppress(ConfigError):
         seccomp.without_rings()

@@ -5,6 +5,8 @@ Owns nothing.  Imports every room.
 
 import ipaddress
 import select
+import socket
+from functools import partial
 from typing import Any, NamedTuple, TextIO
 
 from . import _cext, budget, wire
@@ -23,7 +25,7 @@ from .forward.forward import Forward
 from .forward.listeners import Addressing, Listeners
 from .forward.policy import Policy
 from .forward.scan import Scan
-from .host_address import HostAddress
+from .host_changes import HostChanges, Made, Makers
 from .link import dhcp, dhcpv6, ndp
 from .link.advertise import Advertiser
 from .link.neighbours import Neighbours
@@ -36,7 +38,7 @@ from .observe.log import Log
 from .observe.trace import NoTrace, Trace, WindowTrace
 from .proxy import Planes, Proxy
 from .setup.join import Guest
-from .setup.names import Names
+from .setup.names import HostNames, Names, choose
 from .setup.template import Family, Template
 from .sockets.guest import GuestMaker
 from .sockets.request import HostMaker, Maker, NoMaker
@@ -58,7 +60,8 @@ class Found(NamedTuple):
     """What set-up has found.
 
     `names`: the name servers; `files`: the keeper of UNIX sockets; `descriptors`: how many there may be;
-    `trace_file`: for the windows, or None; `pcap_fd`: for a capture, or -1.
+    `trace_file`: for the windows, or None; `pcap_fd`: for a capture, or -1.  `host_names`: what the host's resolv.conf
+    has; `reports`: the socket that reports changes of the host, or None.
     """
 
     guest: Guest
@@ -67,6 +70,8 @@ class Found(NamedTuple):
     descriptors: int
     trace_file: TextIO | None = None
     pcap_fd: int = -1
+    host_names: HostNames = HostNames()
+    reports: socket.socket | None = None
 
 
 class _Common(NamedTuple):
@@ -128,10 +133,12 @@ def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
         reader: Reader = TapReader(tap, stream, link, loop, log, complaints.add)
         router = responder.router
         advertiser = Advertiser(tap, router, loop) if router is not None else None
+        made = Made(translation, common.policy, responder, from_guest.rules, tap, advertiser)
     else:
         clients = Clients(flows, packets, spliced, NoWay(), common.policy, log)
         datagrams = DatagramPlane(epoll, flows, None, clients, loop, log)
         streams, reader, advertiser = NoStreams(), NoReader(), None
+        made = Made(translation, common.policy)
     takers = ListenerClients(streams, datagrams, splices, common.host, common.guest, common.policy, log)
     forward = _forward(common, takers)
     planes = Planes(
@@ -139,9 +146,9 @@ def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
     )
     proxy = Proxy(loop, planes, found.descriptors, log)
     complaints.proxy = proxy
-    address = _host_address(config, template, translation)
-    if address is not None:
-        loop.watch(address.fileno(), address.on_ready)
+    if found.reports is not None:
+        changes = HostChanges(found.reports, config, template, found.host_names, _makers(config), made, log)
+        proxy.follow_host(changes)
     return proxy
 
 
@@ -302,10 +309,19 @@ def make_translation(config: Config, template: Template, names: Names) -> Transl
     )
 
 
-def _host_address(config: Config, template: Template, translation: Translation) -> HostAddress | None:
-    """What follows the host's own address, if the guest can reach it by another."""
-    mapped = _mapped_guest_addresses(config, template)
-    return HostAddress(translation, mapped) if mapped else None
+def choose_names(config: Config, host: HostNames, template: Template) -> Names:
+    """What the guest is told of name servers, and where its queries go."""
+    return choose(config, host, loopback_addresses(config, template))
+
+
+def _makers(config: Config) -> Makers:
+    """How everything that depends on the host is made."""
+    return Makers(
+        partial(choose_names, config),
+        partial(make_translation, config),
+        partial(make_responder, config),
+        _broadcasts,
+    )
 
 
 def _link_local_gateway(config: Config, ipv6: Family | None) -> bytes:

@@ -1,8 +1,8 @@
 """One tap and its planes: start, and orderly end.
 
 Owns the wiring between the loop and the planes.  Imports `budget`, `clients`, `config`, `control`, `datagram`,
-`ending`, `forward`, `link`, `loop`, `observe`, `setup`, `sockets`, `splice` and `stream`.  It knows no protocol
-and no flow: the planes decide what a frame or a ready socket means.
+`ending`, `forward`, `host_changes`, `link`, `loop`, `observe`, `setup`, `sockets`, `splice` and `stream`.  It knows no
+protocol and no flow: the planes decide what a frame or a ready socket means.
 """
 
 import signal
@@ -21,6 +21,7 @@ from .control.status import Status
 from .datagram.plane import DatagramPlane
 from .ending import Ending
 from .forward.forward import Forward
+from .host_changes import HostChanges
 from .link.advertise import Advertiser
 from .link.reader import Reader, TapGone
 from .loop import Call, MainLoop
@@ -202,6 +203,20 @@ class Proxy:
         except ConnectionError:
             self._log.warning("the process that keeps socket files is gone: no more control requests")
             self._loop.unwatch(self._planes.files.fileno())
+
+    def follow_host(self, changes: HostChanges) -> None:
+        """Put changes of the host in their place as they are reported."""
+
+        def on_report() -> None:
+            try:
+                changes.on_ready()
+            except ConnectionError:
+                self._log.warning(
+                    "the process that follows the host is gone: its changes are not noticed any more"
+                )
+                self._loop.unwatch(changes.fileno())
+
+        self._loop.watch(changes.fileno(), on_report)
 
     def print_counts(self, seconds: int) -> None:
         """Print what has happened so far, every `seconds` and at the end (--stats)."""

@@ -1,21 +1,19 @@
 """What an address means on the other side of the tap.
 
-Owns nothing: `Translation` is made once, and only host_address.py changes it, when the host's own address changes.
+Owns nothing: `Translation` is made once, and only host_changes.py changes it, when the host changes.
 Imports `wire`; opens no socket.
 """
 
 import ipaddress
 import socket
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from . import wire
-from .wire import KEY4_LEN, unpack
+from .wire import KEY4_LEN
 
 DNS_PORTS = (53, 853)  # RFC 1035, RFC 7858
-
-_EMPTY: dict[bytes, Any] = MappingProxyType({})  # type: ignore[assignment]
 
 
 class Target(NamedTuple):
@@ -31,7 +29,8 @@ class Target(NamedTuple):
     interface: str
 
 
-class Translation(NamedTuple):
+@dataclass(slots=True)
+class Translation:
     """Addresses are packed where the guest uses them, text where the host does.
 
     From the guest to the host:
@@ -46,24 +45,22 @@ class Translation(NamedTuple):
     - `fallback4`, `fallback6`: stand in for a caller that the guest could not answer.
     """
 
-    redirect: dict[bytes, str] = _EMPTY
-    dns: Mapping[bytes, str] = _EMPTY
+    redirect: Mapping[bytes, str] = field(default_factory=dict)
+    dns: Mapping[bytes, str] = field(default_factory=dict)
     source4: str = ""
     source6: str = ""
     interface4: str = ""
     interface6: str = ""
     scope: int = 0
-    callers: dict[bytes, bytes] = _EMPTY
+    callers: Mapping[bytes, bytes] = field(default_factory=dict)
     own: frozenset[bytes] = frozenset()
     fallback4: bytes = b""
     fallback6: bytes = b""
 
-    def move(self, guest: bytes, before: bytes, now: bytes) -> None:
-        """Have the guest's address `guest` lead to the host's address `now` instead of `before` (all packed)."""
-        self.redirect[guest] = unpack(now)
-        if self.callers.get(before) == guest:
-            del self.callers[before]
-        self.callers[now] = guest
+    def become(self, other: "Translation") -> None:
+        """Take over everything from another one."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(other, part.name))
 
     def target(self, key: bytes) -> Target:
         """Where the flow with this key leads."""

@@ -101,7 +101,7 @@ def users(pattern: str) -> set[str]:
     (
         ("the loop", r"^import uvloop|^from uvloop", {"loop.py"}),
         ("timers", r"call_later|heapq", {"loop.py"}),
-        ("the clock", r"import time$|from time ", {"loop.py", "observe/log.py"}),
+        ("the clock", r"import time$|from time ", {"loop.py", "observe/log.py", "setup/follow.py"}),
         ("chance", r"import random|import secrets", set()),
         ("the tap", r"_cext\.Tap\(", {"link/tap.py"}),
         ("the table of flows", r"_table\[[^]]*\] = |del self\._table", {"stream/flows.py"}),
@@ -122,8 +122,9 @@ def test_sockets_are_made_in_one_way():
     assert made <= {
         "control/client.py",
         "control/pesto.py",
-        "host_address.py",
+        "host_changes.py",
         "setup/addresses.py",
+        "setup/follow.py",
         "setup/netlink.py",
         "sockets/request.py",
         "sockets/unix.py",

@@ -88,7 +88,8 @@ def read(monkeypatch, tmp_path, text, loopback=None, **config):
     path.write_text(text)
     monkeypatch.setattr(names, "PATH", str(path))
     mapped = {ipaddress.ip_address(a).version: ipaddress.ip_address(a) for a in loopback or ()}
-    return names.read(Config(**config), mapped)
+    made = Config(**config)
+    return names.choose(made, names.read_host(made), mapped)
 
 
 def test_servers_of_the_host(monkeypatch, tmp_path):
@@ -141,4 +142,4 @@ def test_chosen(monkeypatch, tmp_path):
 
 def test_without_resolv_conf(monkeypatch, tmp_path):
     monkeypatch.setattr(names, "PATH", str(tmp_path / "none"))
-    assert not names.read(Config(), {}).found
+    assert not names.choose(Config(), names.read_host(Config()), {}).found

@@ -69,6 +69,8 @@ complete -c pysplice -l no-copy-addrs -d 'With --config-net: configure one addre
 complete -c pasta -l no-copy-addrs -d 'With --config-net: configure one address of each version only'
 complete -c pysplice -l no-copy-routes -d 'With --config-net: configure the default route only'
 complete -c pasta -l no-copy-routes -d 'With --config-net: configure the default route only'
+complete -c pysplice -l follow-host -d 'With --config-net: give the tap other addresses and routes when the host\'s change'
+complete -c pasta -l follow-host -d 'With --config-net: give the tap other addresses and routes when the host\'s change'
 complete -c pysplice -s 4 -l ipv4-only -d 'IPv4 only'
 complete -c pasta -s 4 -l ipv4-only -d 'IPv4 only'
 complete -c pysplice -s 6 -l ipv6-only -d 'IPv6 only'

@@ -95,6 +95,7 @@ class Config(NamedTuple):
     ipv6_asked: bool = False  # by -6: without IPv6 nothing is left
     copy_addresses: bool = True
     copy_routes: bool = True
+    follow_host: bool = False
     tcp: bool = True
     udp: bool = True
     icmp: bool = True

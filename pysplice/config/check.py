@@ -102,6 +102,9 @@ def _without_effect(values: dict[str, Any], target: Target) -> list[str]:
         "--config-net": values.get("config_net")
         and values.get("splice_only")
         and "--splice-only has no tap",
+        "--follow-host": values.get("follow_host")
+        and not values.get("config_net")
+        and "there is no --config-net",
         "--stats": values.get("stats") and background and "it is not for the background (-f)",
         "--new-session": values.get("new_session") and not command and "there is no COMMAND",
         "--no-pidns": not values.get("pidns", True) and not command and "there is no COMMAND",

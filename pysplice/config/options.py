@@ -238,6 +238,8 @@ OPTIONS: tuple[Option, ...] = (
         "With --config-net: configure one address of each version only"),
     Option(("--no-copy-routes",), "", _switch(copy_routes=False), ADDRESSES,
         "With --config-net: configure the default route only"),
+    Option(("--follow-host",), "", _switch(follow_host=True), ADDRESSES,
+        "With --config-net: give the tap other addresses and routes when the host's change", first=True),
     Option(("-4", "--ipv4-only"), "", _switch(ipv6=False), ADDRESSES, "IPv4 only", first=True),
     Option(("-6", "--ipv6-only"), "", _switch(ipv4=False, ipv6_asked=True), ADDRESSES, "IPv6 only", first=True),
 

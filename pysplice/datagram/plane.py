@@ -45,7 +45,7 @@ class FromGuest:
         self.endpoints = endpoints
         self.echo = echo
         self.dropped = 0  # packets that no host may get
-        self._rules = rules
+        self.rules = rules
         self._with_udp = with_udp
         self._fragments = fragments.Reassembler()
         self._log = log
@@ -63,7 +63,7 @@ class FromGuest:
         A frame that was sent to all stations must carry a datagram for all hosts (RFC 1122, section 3.3.6), and
         requests to the link's own services go no further.
         """
-        everybody = self._rules.is_everybody(wire.key_destination(key))
+        everybody = self.rules.is_everybody(wire.key_destination(key))
         why = ""
         if not self._with_udp:
             why = "UDP is switched off"

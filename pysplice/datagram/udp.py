@@ -14,7 +14,7 @@ import errno
 import itertools
 import select
 import socket
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .. import _cext, wire
 from ..link.tap import TapDevice
@@ -54,14 +54,21 @@ def timeouts() -> tuple[float, float]:
     return values[0], values[1]
 
 
-class Rules(NamedTuple):
+class Rules:
     """`mtu`: of the tap, bytes.  `filtering`: which hosts may answer, one of FILTERS.  `broadcasts`: the directed
     broadcast addresses of the guest's networks, packed.  `timeout`: how long any host may answer a group, seconds."""
 
-    mtu: int
-    filtering: str = "address"
-    broadcasts: frozenset[bytes] = frozenset()
-    timeout: float = TIMEOUT
+    def __init__(
+        self,
+        mtu: int,
+        filtering: str = "address",
+        broadcasts: frozenset[bytes] = frozenset(),
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.mtu = mtu
+        self.filtering = filtering
+        self.broadcasts = broadcasts  # host_changes.py changes it
+        self.timeout = timeout
 
     def is_everybody(self, address: bytes) -> bool:
         """True for a packed address that stands for more than one host."""

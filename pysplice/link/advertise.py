@@ -22,6 +22,12 @@ class Advertiser:
         self._timer = loop.timer(self._advertise)
         self._again()
 
+    def change(self, router: ndp.Router) -> None:
+        """Advertise another one from now on, and once at once if it differs."""
+        if router != self._router:
+            self._router = router
+            self._advertise()
+
     def _again(self) -> None:
         low, high = INTERVAL
         self._timer.by(self._loop.now() + low + (high - low) * os.urandom(1)[0] / 255)

@@ -1,12 +1,12 @@
 """The link's services as one: ARP, neighbour discovery, DHCP and DHCPv6.
 
-Owns nothing that changes; imports `wire` and the protocols of this room.  A frame that no service answers gets no
-reply; IGMP and MLD reports are among these, because every group counts as joined here.
+Owns nothing; only host_changes.py changes a `Responder`.  Imports `wire` and the protocols of this room.  A frame that
+no service answers gets no reply; IGMP and MLD reports are among these, because every group counts as joined here.
 """
 
 import struct
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass, fields
 
 from .. import wire
 from . import arp, dhcp, dhcpv6
@@ -16,7 +16,8 @@ DHCP_PORTS = struct.pack("!HH", dhcp.CLIENT_PORT, dhcp.SERVER_PORT)
 DHCPV6_PORTS = struct.pack("!HH", dhcpv6.CLIENT_PORT, dhcpv6.SERVER_PORT)
 
 
-class Responder(NamedTuple):
+@dataclass(slots=True)
+class Responder:
     """Which services there are; None or False: that one is switched off.
 
     `mac` is our MAC address, `guest_addresses` (packed) are the addresses that the guest has itself.
@@ -29,6 +30,11 @@ class Responder(NamedTuple):
     router: discovery.Router | None
     dhcp: dhcp.Lease | None
     dhcpv6: dhcpv6.Lease | None
+
+    def become(self, other: "Responder") -> None:
+        """Offer what another one offers."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(other, part.name))
 
     def claims(self, key: bytes) -> bool:
         """True for a datagram with this flow key that is a request to DHCP or DHCPv6."""

@@ -39,6 +39,11 @@ def read(config: Config) -> Template:
     _check_outbound(config)
     if config.interface and not _index(config.interface):
         raise ConfigError(f"no interface '{config.interface}' on the host")
+    return look(config)
+
+
+def look(config: Config) -> Template:
+    """The same, without checks: an interface that is not there counts as none."""
     with Netlink() as netlink:
         return Template(
             _read_family(netlink, config, 4) if config.ipv4 else None,
@@ -217,6 +222,37 @@ def _configure(netlink: Netlink, config: Config, template: Template, ifname: str
             _add_routes(netlink, index, ifname, family)
 
 
+def change(before: Template, now: Template, ifname: str) -> None:
+    """Give the tap what `now` has instead of `before`; raises ConfigError.
+
+    An address that the host has lost stays, for the connections that use it, but new ones do not.  A version of which
+    the host has nothing now stays as it is.
+    """
+    with Netlink() as netlink:
+        index = socket.if_nametoindex(ifname)
+        for old, new in ((before.ipv4, now.ipv4), (before.ipv6, now.ipv6)):
+            if old is None or new is None or not new.online or old == new:
+                continue
+            for address in old.addresses:
+                if address not in new.addresses:
+                    _prefer(netlink, index, ifname, address, False)
+            for address in new.addresses:
+                _prefer(netlink, index, ifname, address, True)
+            _add_routes(netlink, index, ifname, new, str(new.addresses[0].ip) if new.addresses else "")
+            for route in old.routes:
+                if route not in new.routes:
+                    with contextlib.suppress(NetlinkError):  # it may be gone, or replaced
+                        netlink.delete_route(*_route_message(index, route))
+
+
+def _prefer(netlink: Netlink, index: int, ifname: str, address: IPInterface, preferred: bool) -> None:
+    """Have an address on the tap; `preferred`: for new connections, too."""
+    try:
+        netlink.add_address(index, address, IFA_F_NODAD if address.version == 6 else 0, preferred)
+    except NetlinkError as e:
+        raise ConfigError(f"cannot add {address} to {ifname}: {e.strerror}") from None
+
+
 def _do(what: str, ifname: str, call: Any, *args: Any, **kwargs: Any) -> None:
     try:
         call(*args, **kwargs)
@@ -242,8 +278,11 @@ def _add_addresses(netlink: Netlink, index: int, ifname: str, family: Family) ->
             raise ConfigError(f"cannot add {address} to {ifname}: {e.strerror}") from None
 
 
-def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> None:
-    """Add all routes, in as many rounds as their dependencies take; last come those whose gateway is off the link."""
+def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family, source: str = "") -> None:
+    """Add all routes, in as many rounds as their dependencies take; last come those whose gateway is off the link.
+
+    With a `source` they replace others, and have it as the address that connections come from.
+    """
     waiting = list(family.routes)
     error: NetlinkError | None = None
     onlink = False
@@ -251,7 +290,10 @@ def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> No
         failed = []
         for route in waiting:
             try:
-                _add_route(netlink, index, route, onlink)
+                fields, attributes = _route_message(index, route, onlink)
+                if source:
+                    attributes.append(("RTA_PREFSRC", source))
+                netlink.add_route(fields, attributes, bool(source))
             except NetlinkError as e:
                 if e.errno == errno.EEXIST:
                     continue
@@ -268,7 +310,10 @@ def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family) -> No
         waiting = failed
 
 
-def _add_route(netlink: Netlink, index: int, route: Route, onlink: bool) -> None:
+def _route_message(
+    index: int, route: Route, onlink: bool = False
+) -> tuple[dict[str, int], list[tuple[str, Any]]]:
+    """The fields of struct rtmsg and the attributes for a route by the tap."""
     destination, _, length = route.destination.partition("/")
     ipv6 = ":" in destination
     fields = {
@@ -288,4 +333,4 @@ def _add_route(netlink: Netlink, index: int, route: Route, onlink: bool) -> None
             fields["flags"] = RTNH_F_ONLINK
     if route.metric is not None:
         attributes.append(("RTA_PRIORITY", route.metric))
-    netlink.add_route(fields, attributes)
+    return fields, attributes

@@ -46,7 +46,7 @@ class Guest(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """What start() has begun; finish() waits for it."""
+    """What start() has begun; finish() waits for it.  `net_fd`, `user_fd`: of the guest's namespaces, or -1."""
 
     control: socket.socket
     agent: socket.socket | None
@@ -54,6 +54,14 @@ class Starting(NamedTuple):
     watch: watch.Watch
     init: command.Init | None
     tap_fd: int
+    net_fd: int
+    user_fd: int
+
+    def close(self) -> None:
+        """Close the descriptors of the namespaces."""
+        for fd in (self.net_fd, self.user_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def finish(self) -> Guest:
         """The namespace, configured; raises ConfigError."""
@@ -93,10 +101,7 @@ def start(config: Config, with_agent: bool) -> Starting:
         watched = watch.of(config, target)
     control, helper = children.fork(_helper, config, net_fd, user_fd)
     agent = children.fork(_agent, net_fd, user_fd)[0] if with_agent and net_fd >= 0 else None
-    for fd in (net_fd, user_fd):
-        if fd >= 0:
-            os.close(fd)
-    return Starting(control, agent, helper, watched, init, config.tap_fd)
+    return Starting(control, agent, helper, watched, init, config.tap_fd, net_fd, user_fd)
 
 
 def _namespaces(target: Process | NamespaceFile) -> tuple[int, int]:
@@ -125,7 +130,7 @@ def _open_namespace(path: str) -> int:
         raise ConfigError(f"cannot open the namespace {path}: {e.strerror}{hint}") from None
 
 
-def _enter(net_fd: int, user_fd: int, target: Process | NamespaceFile | None = None) -> None:
+def enter(net_fd: int, user_fd: int, target: Process | NamespaceFile | None = None) -> None:
     """Join a network and a user namespace; `target` has their names for messages.  Raises ConfigError."""
     netns, userns = (target.netns, target.userns) if target is not None else ("", "")
     # While this process has the privileges of a parent namespace, the guest's root has no power over it
@@ -153,7 +158,7 @@ def _helper(control: socket.socket, config: Config, net_fd: int, user_fd: int) -
         found |= {"name": tap.name, "vnet": tap.vnet, "uso": tap.uso}
     else:
         target = config.target
-        _enter(net_fd, user_fd, target if isinstance(target, (Process, NamespaceFile)) else None)
+        enter(net_fd, user_fd, target if isinstance(target, (Process, NamespaceFile)) else None)
         addresses.bring_up_loopback()
         if not config.splice_only:
             ifname = config.ifname or (config.as_pasta and template.interface) or IFNAME_DEFAULT
@@ -173,7 +178,7 @@ def _agent(control: socket.socket, net_fd: int, user_fd: int) -> int:
     background.leave_terminal(background.open_null())
     privileges.hide()
     files.close_but(control.fileno(), net_fd, user_fd)
-    _enter(net_fd, user_fd)
+    enter(net_fd, user_fd)
     files.close_but(control.fileno())
     sandbox.enter(sandbox.AGENT)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

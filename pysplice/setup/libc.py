@@ -41,7 +41,14 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 # inotify(7)
-IN_DELETE_SELF, IN_DELETE, IN_MOVED_FROM = 0x400, 0x200, 0x40
+IN_DELETE_SELF, IN_DELETE, IN_CREATE, IN_MOVED_TO, IN_MOVED_FROM, IN_CLOSE_WRITE = (
+    0x400,
+    0x200,
+    0x100,
+    0x80,
+    0x40,
+    0x8,
+)
 IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
 
 # signalfd(2)
@@ -129,13 +136,14 @@ def tzset() -> None:
     _libc.tzset()
 
 
-def inotify(directory: str, mask: int) -> int:
-    """A descriptor that reports what happens in a directory (inotify(7)); -1 if none is available."""
-    fd = int(_libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK))
-    if fd >= 0 and _libc.inotify_add_watch(fd, directory.encode(), mask) < 0:
-        os.close(fd)
-        return -1
-    return fd
+def inotify() -> int:
+    """A descriptor that reports what happens in directories (inotify(7)); -1 if none is available."""
+    return int(_libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK))
+
+
+def inotify_add(fd: int, path: str, mask: int) -> bool:
+    """Have it report events of `mask` in a directory, or of a file; False if that is not possible."""
+    return int(_libc.inotify_add_watch(fd, os.fsencode(path), mask)) >= 0
 
 
 def signalfd(mask: bytes) -> int:

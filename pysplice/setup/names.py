@@ -3,9 +3,10 @@
 Owns nothing.  Imports `config`.
 """
 
+import contextlib
 import ipaddress
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import Config, ConfigError, IPAddress
 from ..config.values import parse_name
@@ -13,6 +14,25 @@ from ..config.values import parse_name
 PATH = "/etc/resolv.conf"
 SERVERS_MAX = 3  # resolv.conf(5), for each version of IP
 SEARCH_MAX = 32
+LISTED_MAX = 32  # servers of a resolv.conf that are looked at
+NAME_MAX = 254  # characters of a search domain
+SIZE_MAX = 1 << 20  # of resolv.conf, characters
+
+
+class HostNames(NamedTuple):
+    """What the host's resolv.conf(5) has."""
+
+    servers: tuple[IPAddress, ...] = ()
+    search: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What json.dumps() takes."""
+        return {"servers": [str(server) for server in self.servers], "search": self.search}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> "HostNames":
+        """The inverse of to_json()."""
+        return HostNames(tuple(map(ipaddress.ip_address, fields["servers"])), tuple(fields["search"]))
 
 
 class Names(NamedTuple):
@@ -35,7 +55,7 @@ class Names(NamedTuple):
         return "\n".join([*lines, ""]) or "\n"
 
 
-def parse(text: str) -> tuple[list[IPAddress], list[str]]:
+def parse(text: str) -> HostNames:
     """Name servers and search domains of a resolv.conf(5)."""
     servers: list[IPAddress] = []
     search: list[str] = []
@@ -50,26 +70,26 @@ def parse(text: str) -> tuple[list[IPAddress], list[str]]:
             if not (server.is_unspecified or server.is_multicast or mapped):
                 servers.append(server)
         elif words[:1] in (["search"], ["domain"]):
-            search = words[1:]
-    return servers, search
+            search = [name for name in words[1:] if len(name) <= NAME_MAX]
+    return HostNames(tuple(servers[:LISTED_MAX]), tuple(search[:SEARCH_MAX]))
 
 
-def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
-    """What the guest is told, and where its questions go, from the options and the host's resolv.conf.
+def read_host(config: Config) -> HostNames:
+    """What the host's resolv.conf has, if that matters with these options."""
+    if (config.dns is None or config.search is None) and not config.splice_only:
+        with contextlib.suppress(OSError), open(PATH, encoding="utf-8", errors="replace") as file:
+            return parse(file.read(SIZE_MAX))
+    return HostNames()
+
+
+def choose(config: Config, host: HostNames, loopback: dict[int, IPAddress]) -> Names:
+    """What the guest is told, and where its questions go, from the options and what the host has.
 
     `loopback`: the addresses that lead to the host's loopback address, by version.  The guest cannot reach a
     name server on the host's loopback interface, nor one with such an address; it is told that address instead.
     """
-    servers: list[IPAddress] = []
-    search: list[str] = []
-    if (config.dns is None or config.search is None) and not config.splice_only:
-        try:
-            with open(PATH, encoding="utf-8", errors="replace") as file:
-                servers, search = parse(file.read())
-        except OSError:
-            pass
     enabled = [4] * config.ipv4 + [6] * config.ipv6
-    servers = [server for server in servers if server.version in enabled]
+    servers = [server for server in host.servers if server.version in enabled]
     hosts = {server.version: server for server in reversed(servers)}
     chosen = {server.version: server for server in config.dns_host}
     hosts |= chosen
@@ -88,9 +108,9 @@ def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
                 forward.setdefault(server.packed, str(chosen.get(server.version, server)))
             told.append(server)
     for address in config.dns_forward:
-        host = hosts.get(address.version)
-        if host is not None:
-            forward[address.packed] = str(host)
+        server_there = hosts.get(address.version)
+        if server_there is not None:
+            forward[address.packed] = str(server_there)
     if config.dns is not None:
         told = list(config.dns)
     listed = [
@@ -98,11 +118,11 @@ def read(config: Config, loopback: dict[int, IPAddress]) -> Names:
         for version in enabled
         for server in list(dict.fromkeys(s for s in told if s.version == version))[:SERVERS_MAX]
     ]
-    domains = config.search if config.search is not None else _valid(search)
+    domains = config.search if config.search is not None else _valid(host.search)
     return Names(tuple(listed), tuple(domains[:SEARCH_MAX]), forward, bool(told) or config.dns is not None)
 
 
-def _valid(search: list[str]) -> tuple[str, ...]:
+def _valid(search: tuple[str, ...]) -> tuple[str, ...]:
     """The names that are well-formed."""
     names = []
     for name in search:

@@ -36,11 +36,12 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402
 # linux/rtnetlink.h, linux/netlink.h
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK = 0x001, 0x004
 NLM_F_DUMP = 0x300
-NLM_F_CREATE, NLM_F_EXCL = 0x400, 0x200
+NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE = 0x400, 0x200, 0x100
+FOREVER = 0xFFFFFFFF  # a lifetime of an address
 IFF_UP = 1
 RECEIVE_BYTES = 1 << 17
 
@@ -118,8 +119,11 @@ class Netlink:
         message["attrs"] = [(f"IFLA_{name.upper()}", value) for name, value in attributes.items()]
         self._run(message, RTM_NEWLINK, 0)
 
-    def add_address(self, index: int, address: Any, flags: int) -> None:
-        """Add an address to an interface; `address` is of the module ipaddress, `flags` are IFA_F_*."""
+    def add_address(self, index: int, address: Any, flags: int, preferred: bool | None = None) -> None:
+        """Add an address to an interface; `address` is of the module ipaddress, `flags` are IFA_F_*.
+
+        With `preferred` True or False it may be there already, and is or is not to be used for new connections.
+        """
         message = ifaddrmsg()
         message["index"] = index
         message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -129,15 +133,33 @@ class Netlink:
             message["attrs"].append(("IFA_BROADCAST", str(address.network.broadcast_address)))
         if flags:
             message["attrs"].append(("IFA_FLAGS", flags))
-        self._run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
+        if preferred is None:
+            self._run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL)
+            return
+        lifetime = {"ifa_preferred": FOREVER if preferred else 0, "ifa_valid": FOREVER}
+        message["attrs"].append(("IFA_CACHEINFO", lifetime))
+        self._run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
 
-    def add_route(self, fields: dict[str, int], attributes: list[tuple[str, Any]]) -> None:
+    def add_route(
+        self, fields: dict[str, int], attributes: list[tuple[str, Any]], replace: bool = False
+    ) -> None:
         """Add a route: fields of struct rtmsg, and attributes with the kernel's names."""
+        self._route(
+            fields, attributes, RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+        )
+
+    def delete_route(self, fields: dict[str, int], attributes: list[tuple[str, Any]]) -> None:
+        """Delete a route."""
+        self._route(fields, attributes, RTM_DELROUTE, 0)
+
+    def _route(
+        self, fields: dict[str, int], attributes: list[tuple[str, Any]], kind: int, flags: int
+    ) -> None:
         message = rtmsg()
         for name, value in fields.items():
             message[name] = value
         message["attrs"] = attributes
-        self._run(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
+        self._run(message, kind, flags)
 
     def _run(self, message: Any, kind: int, flags: int) -> None:
         for _ in self._ask(message, kind, flags | NLM_F_ACK):

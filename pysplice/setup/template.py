@@ -34,6 +34,11 @@ class Family(NamedTuple):
     routes: tuple[Route, ...]
     host_address: IPAddress | None
 
+    @property
+    def online(self) -> bool:
+        """True if the host had an address of this version."""
+        return bool(self.ifindex) and self.host_address is not None
+
     def to_json(self) -> dict[str, Any]:
         """What json.dumps() takes."""
         return {
@@ -69,6 +74,22 @@ class Template(NamedTuple):
     def interface(self) -> str:
         """The name of the host's interface, empty if there is none."""
         return next((f.interface for f in (self.ipv4, self.ipv6) if f is not None and f.interface), "")
+
+    def without_routes(self, most: int) -> "Template":
+        """The same without routes, and with at most so many addresses of each version."""
+
+        def brief(family: Family | None) -> Family | None:
+            return family and family._replace(routes=(), addresses=family.addresses[:most])
+
+        return Template(brief(self.ipv4), brief(self.ipv6))
+
+    def updated(self, now: "Template") -> "Template":
+        """What a guest has after a change to `now`: of a version for which the host has nothing, what it had before."""
+
+        def pick(before: Family | None, after: Family | None) -> Family | None:
+            return after if after is not None and after.online else before
+
+        return Template(pick(self.ipv4, now.ipv4), pick(self.ipv6, now.ipv6))
 
     def to_json(self) -> dict[str, Any]:
         """What json.dumps() takes."""

@@ -110,9 +110,11 @@ def of(config: Config, target: Process | NamespaceFile) -> Watch:
         # /proc/self is this process's own
         return ProcessWatch(int(parts[2])) if parts[2].isdigit() else NoWatch()
     mask = libc.IN_DELETE | libc.IN_MOVED_FROM | libc.IN_DELETE_SELF
-    fd = libc.inotify(os.path.dirname(path), mask)
+    fd = libc.inotify()
     if fd >= 0:
-        return FileWatch(fd, os.path.basename(path))
+        if libc.inotify_add(fd, os.path.dirname(path), mask):
+            return FileWatch(fd, os.path.basename(path))
+        os.close(fd)
     try:
         return PolledFile(path)
     except OSError as e:

@@ -1,0 +1,249 @@
+"""The process that follows the host: its name servers, addresses and routes, as they change.
+
+Owns an inotify instance and a socket of rtnetlink(7).  Imports `config` and the files of this room.
+
+The process that serves has no file to open.  So this one, the follower, waits for changes, looks at what there is then,
+and reports it; where the guest is to have the host's addresses, it also configures the tap, in a child that joins the
+guest's namespace.  It reads nothing that the guest or the serving process can write.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from ..config import Config, ConfigError
+from . import background, children, files, join, libc, names, privileges
+from .template import Family, Template
+
+# rtnetlink(7): links, and addresses and routes of both versions
+GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+EVENTS_BYTES = 65536
+EVENT = struct.Struct("iIII")  # struct inotify_event, without its name
+CHANGED = libc.IN_CLOSE_WRITE | libc.IN_CREATE | libc.IN_MOVED_TO | libc.IN_DELETE | libc.IN_MOVED_FROM
+LINKS_MAX = 8
+ADDRESSES_MAX = 64  # of each version, in a report
+REPORT_MAX = 65536
+
+# A change is rarely alone: wait until nothing has happened for QUIET seconds, at most for PATIENCE; and spend no more
+# than a BUSY-th of the time on looking (at most PAUSE_MAX seconds are waited), where routes change all the time
+QUIET, PATIENCE, BUSY, PAUSE_MAX = 0.2, 2.0, 20, 10.0
+
+
+class State(NamedTuple):
+    """What the host has: name servers and search domains, and what a guest would get."""
+
+    names: names.HostNames
+    template: Template
+
+
+def report(state: State, note: str) -> bytes:
+    """A message to the serving process, which needs no routes; `note`: why the guest could not be configured."""
+    template = state.template.without_routes(ADDRESSES_MAX)
+    fields = {"names": state.names.to_json(), "template": template.to_json(), "note": note}
+    return json.dumps(fields).encode()
+
+
+def read_report(message: bytes) -> tuple[State, str]:
+    """The inverse of report()."""
+    fields = json.loads(message)
+    state = State(names.HostNames.from_json(fields["names"]), Template.from_json(fields["template"]))
+    return state, str(fields["note"])
+
+
+def start(config: Config, net_fd: int, user_fd: int) -> socket.socket:
+    """The follower; the socket that takes begin(), and then reports changes.
+
+    `net_fd` and `user_fd`: of the guest's namespaces, -1 where there are none.
+    """
+    ours, _ = children.fork(_main, config, net_fd, user_fd)
+    return ours
+
+
+def begin(follower: socket.socket, ifname: str, state: State) -> None:
+    """Have it report all changes from this state on; `ifname`: of the tap."""
+    fields = {"ifname": ifname, "names": state.names.to_json(), "template": state.template.to_json()}
+    children.report(follower, fields)
+
+
+def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> int:
+    """Report changes until the other end of `control` is closed."""
+    os.setsid()
+    background.leave_terminal(background.open_null())
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    files.close_but(control.fileno(), net_fd, user_fd)
+    privileges.hide()
+    try:
+        _, fields = children.receive(control)
+    except ConfigError:
+        return 0  # nothing will be served
+    template, ifname = Template.from_json(fields["template"]), fields["ifname"]
+    versions = followed(config, template) if net_fd >= 0 else []
+    privileges.renounce_new_privileges()
+    if not versions:
+        files.close_but(control.fileno())
+        privileges.drop_privileges()
+    privileges.hide()
+    host = _Host()
+    seen = State(names.HostNames.from_json(fields["names"]), template)
+    while host.wait(control):
+        from . import addresses  # not before it is needed, and not as a part of what a look costs
+
+        began = time.process_time()
+        now = host.look(config, seen)
+        if now != seen:
+            note = ""
+            if versions and now.template != seen.template:
+                before, after = _only(template, versions), _only(now.template, versions)
+                note = _in_guest(net_fd, user_fd, partial(addresses.change, before, after, ifname))
+                template = template.updated(now.template)
+            try:
+                control.send(report(now, note))
+            except OSError:
+                break
+            seen = now
+        time.sleep(min((time.process_time() - began) * BUSY, PAUSE_MAX))
+    return 0
+
+
+def followed(config: Config, template: Template) -> list[int]:
+    """The versions of IP whose addresses and routes the guest gets when the host's change.
+
+    `template`: what the guest had at first.
+    """
+    families = ((4, template.ipv4), (6, template.ipv6))
+    if not config.config_net or config.splice_only:
+        return []
+    return [version for version, family in families if family and (config.follow_host or not family.online)]
+
+
+class _Host:
+    """What reports changes, and how to look at them."""
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+        with contextlib.suppress(OSError):
+            self._netlink.bind((0, GROUPS))
+        self._inotify = -1
+        self._names: set[bytes] = set()
+        self._watch_names()
+
+    def _watch_names(self) -> None:
+        """Watch each directory on the way to resolv.conf, and the file: it may be bound there, and written in place."""
+        if self._inotify >= 0:
+            os.close(self._inotify)
+        self._inotify = libc.inotify()
+        self._names.clear()
+        for path in _way(names.PATH):
+            directory, name = os.path.split(path)
+            while not os.path.isdir(directory):
+                directory, name = os.path.split(directory)
+            self._names.add(name.encode())
+            libc.inotify_add(self._inotify, directory, CHANGED)
+        libc.inotify_add(
+            self._inotify, os.path.realpath(names.PATH), libc.IN_CLOSE_WRITE | libc.IN_DELETE_SELF
+        )
+
+    def wait(self, control: socket.socket) -> bool:
+        """Wait for changes and then for quiet; False once the other end of `control` is closed."""
+        poll = select.poll()
+        poll.register(control, 0)  # for its end alone
+        poll.register(self._netlink, select.POLLIN)
+        if self._inotify >= 0:
+            poll.register(self._inotify, select.POLLIN)
+        until: float | None = None
+        while True:
+            left = None if until is None else max(min(until - time.monotonic(), QUIET), 0) * 1000
+            ready = [fd for fd, _ in poll.poll(left)]
+            if control.fileno() in ready:
+                return False
+            if self._drain(ready) and until is None:
+                until = time.monotonic() + PATIENCE
+            elif until is not None and (not ready or time.monotonic() >= until):
+                return True
+
+    def _drain(self, ready: list[int]) -> bool:
+        """Read the events; True if one of them matters."""
+        matters = False
+        if self._netlink.fileno() in ready:
+            matters = True
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    try:
+                        self._netlink.recv(EVENTS_BYTES)
+                    except BlockingIOError:
+                        raise
+                    except OSError:
+                        pass  # so many that some are lost (ENOBUFS)
+        if self._inotify in ready:
+            with contextlib.suppress(OSError):
+                for name in _events(os.read(self._inotify, EVENTS_BYTES)):
+                    matters |= not name or name in self._names
+        return matters
+
+    def look(self, config: Config, before: State) -> State:
+        """What there is now; what cannot be read counts as unchanged."""
+        from . import addresses
+
+        self._watch_names()
+        template = before.template
+        with contextlib.suppress(OSError, ConfigError):
+            template = addresses.look(config)
+        return State(names.read_host(config), template)
+
+
+def _way(path: str) -> Iterator[str]:
+    """A path, and where it leads link by link."""
+    for _ in range(LINKS_MAX):
+        yield path
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return
+
+
+def _events(data: bytes) -> Iterator[bytes]:
+    """The names in events of inotify(7); empty for the watched file itself."""
+    at = 0
+    while at < len(data):
+        length = EVENT.unpack_from(data, at)[3]
+        at += EVENT.size
+        yield data[at : at + length].rstrip(b"\0")
+        at += length
+
+
+def _in_guest(net_fd: int, user_fd: int, call: Callable[[], object]) -> str:
+    """Make a call in a child that has joined the guest's namespaces; why that failed, empty if it did not."""
+
+    def main(control: socket.socket) -> int:
+        join.enter(net_fd, user_fd)
+        call()
+        children.report(control, {})
+        return 0
+
+    ours, pid = children.fork(main)
+    try:
+        children.receive(ours)
+    except ConfigError as e:
+        return str(e)
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+    return ""
+
+
+def _only(template: Template, versions: list[int]) -> Template:
+    """A template without the versions that are not followed."""
+
+    def part(version: int, family: Family | None) -> Family | None:
+        return family if version in versions else None
+
+    return Template(part(4, template.ipv4), part(6, template.ipv6))
