@@ -5,6 +5,7 @@ Owns the wiring between the loop and the planes.  Imports `budget`, `clients`, `
 protocol and no flow: the planes decide what a frame or a ready socket means.
 """
 
+import itertools
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from .stream.plane import Streams
 LINGER_COMMAND = 10.0
 LINGER_NAMESPACE = 1.0
 
+CLIENTS_PER_TURN = 4  # of the control sockets
 REFUSALS_MAX = 8  # updates by pesto(1) that `ctl show` remembers
 
 POLL_EVERY = 1.0  # seconds, where nothing reports the end of a namespace
@@ -198,7 +200,7 @@ class Proxy:
     def _take_clients(self) -> None:
         """Serve clients of the control sockets that the keeper has let in."""
         try:
-            for name, client in self._planes.files.clients():
+            for name, client in itertools.islice(self._planes.files.clients(), CLIENTS_PER_TURN):
                 self._control.take(name, client)
         except ConnectionError:
             self._log.warning("the process that keeps socket files is gone: no more control requests")

@@ -104,6 +104,7 @@ class Scene:
     def update(self, text: bytes) -> bytes:
         """What a client of the other socket hears after it has sent this."""
         peer = self.client("updates")
+        self.loop.advance(updates.ALONE)
         peer.recv(65536)
         peer.sendall(text)
         self.loop.settle()
@@ -154,6 +155,22 @@ def test_requests_in_pieces_and_several_at_once(scene):
     peer.sendall(b': "show"}\n')
     scene.loop.settle()
     assert json.loads(peer.recv(65536))["ok"]
+
+
+def test_requests_that_are_no_text(scene):
+    for line in (b"1\0\0\0\n", b"\xff\xfe\n", b"[" * 60000 + b"\n"):
+        peer = scene.client()
+        peer.sendall(line)
+        scene.loop.settle()
+        assert json.loads(peer.recv(65536)) == {"ok": False, "error": "not a request"}
+
+
+def test_a_client_that_reads_no_answers(scene):
+    """So many requests at once that their answers would take long: it is dropped."""
+    peer = scene.client()
+    peer.sendall(b'{"do": "show"}\n' * 1000)
+    scene.loop.settle()
+    assert not scene.loop.watched
 
 
 def test_a_request_without_an_end(scene):
@@ -213,10 +230,41 @@ def test_an_update_byte_by_byte(scene):
 
 def test_two_clients_at_once_lose_nothing_of_each_others(scene):
     first, second = scene.client("updates"), scene.client("updates")
+    scene.loop.advance(updates.ALONE)  # the first one is slow
     first.sendall(UPDATE)
     second.sendall(UPDATE.replace(RULE_8081, bytes(48) + bytes.fromhex("1f921f921f920601")))
     scene.loop.settle()
     assert {rule.first for rule in scene.forwarding.rules} == {8080, 8081, 8082, 7000}
+
+
+def test_one_after_the_other(scene):
+    """The next one is shown what the one before has made, if that does not take too long."""
+    first, second, third = (scene.client("updates") for _ in range(3))
+    first.recv(65536)
+    second.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        second.recv(1)
+    first.sendall(UPDATE)
+    scene.loop.settle()
+    assert RULE_8081 in second.recv(65536)
+    # One that has ended without a word holds up nobody, nor does one that says nothing
+    second.close()
+    scene.loop.settle()
+    assert third.recv(65536)
+    fourth = scene.client("updates")
+    scene.loop.advance(updates.ALONE)
+    assert fourth.recv(65536)
+
+
+def test_two_replacements_at_once(scene):
+    """What both take away is taken away once."""
+    first, second = scene.client("updates"), scene.client("updates")
+    scene.loop.advance(updates.ALONE)
+    first.sendall(b"\1\0\0\0\1" + RULE_8081 + b"\0")
+    second.sendall(b"\1\0\0\0\1" + rule((9001, 9001, 9001)) + b"\0")
+    scene.loop.settle()
+    assert not scene.lines
+    assert {each.first for each in scene.forwarding.rules} == {8081, 9001}
 
 
 def test_a_slow_client_has_some_seconds(scene):
@@ -334,9 +382,11 @@ addresses = st.one_of(
 )
 def test_any_rule_there_and_back(numbers, where, protocol, interface, auto, weak):
     first, last, to_first = numbers
-    made = Rule(HOST, protocol, first, last, to_first, where[0], interface, where[1], auto, weak)
+    made = Rule(
+        HOST, protocol, first, last, to_first, where[0], interface, where[1], auto, weak, every=weak
+    )
     assert tables.read_rule(1, tables.write_rule(made)) == made
-    inside = Rule(GUEST, protocol, first, last, to_first, auto=auto, weak=weak)
+    inside = Rule(GUEST, protocol, first, last, to_first, auto=auto, weak=weak, every=weak)
     assert tables.read_rule(3, tables.write_rule(inside)) == inside
 
 
@@ -587,3 +637,39 @@ def test_ctl_at_the_other_socket(tmp_path, capsys):
     server.join()
     why = "it is the socket of -c, for pesto; pysplice ctl takes that of --control"
     assert capsys.readouterr().err == f"pysplice: cannot ask {server.path}: {why}\n"
+
+
+ANSWERS = {
+    "deep": b"[" * 200_000,
+    "no lists": b'{"ok": true, "notes": 5}',
+    "no lists either": b'{"ok": true, "rules": 5}',
+    "no text": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_that_are_none(tmp_path, capsys, name):
+    server = Server(tmp_path / "s", answer=ANSWERS[name] + b"\n")
+    assert client.main([server.path, "show"]) == 1
+    server.join()
+    assert capsys.readouterr().err == f"pysplice: cannot ask {server.path}: not an answer\n"
+
+
+def test_answers_for_a_terminal(tmp_path, capsys):
+    server = Server(tmp_path / "s", answer=b'{"ok": true, "rules": ["\\u001b[2J", "\\ud800"]}\n')
+    assert client.main([server.path, "show"]) == 0
+    server.join()
+    assert capsys.readouterr().out == "rule ?[2J\nrule ?\n"
+
+
+@pytest.mark.parametrize("end", ("| true", "> /dev/full", ">&-"))
+def test_pestos_output_goes_nowhere(tmp_path, end):
+    """No traceback, and the update is made all the same."""
+    server = Server(tmp_path / "s", GREETING)
+    words = ["-s", "-A", "-t", "8081", server.path]
+    code = f"from pysplice.control import pesto; import sys; sys.exit(pesto.main({words}))"
+    result = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" {end}'], stderr=-1, text=True, timeout=20, check=False
+    )
+    assert server.join() == UPDATE
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") <= 1

@@ -101,7 +101,11 @@ def users(pattern: str) -> set[str]:
     (
         ("the loop", r"^import uvloop|^from uvloop", {"loop.py"}),
         ("timers", r"call_later|heapq", {"loop.py"}),
-        ("the clock", r"import time$|from time ", {"loop.py", "observe/log.py", "setup/follow.py"}),
+        (
+            "the clock",
+            r"import time$|from time ",
+            {"control/pesto.py", "loop.py", "observe/log.py", "setup/follow.py"},
+        ),
         ("chance", r"import random|import secrets", set()),
         ("the tap", r"_cext\.Tap\(", {"link/tap.py"}),
         ("the table of flows", r"_table\[[^]]*\] = |del self\._table", {"stream/flows.py"}),

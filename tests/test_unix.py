@@ -165,3 +165,28 @@ def test_a_fifo_without_a_reader_blocks_nobody(tmp_path):
     os.close(files.open_output(str(tmp_path / "fifo")))
     with pytest.raises(ConfigError):
         files.open_trace(str(tmp_path / "fifo"))
+
+
+def test_a_keeper_that_is_slow(tmp_path, monkeypatch):
+    """An answer that was given up is not the next one's, and its file goes."""
+    monkeypatch.setattr(unix, "TIMEOUT", 0.1)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper = unix.Keeper(ours)
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    with pytest.raises(OSError, match="timed out"):
+        keeper.listen(first)
+    late = unix.listen(first)
+    assert theirs.recv(100) == unix.LISTEN + first.encode()
+    socket.send_fds(theirs, [b"l0 " + first.encode()], [late.sock.fileno()])
+    made = unix.listen(second)
+    socket.send_fds(theirs, [b"l0 " + second.encode()], [made.sock.fileno()])
+    with keeper.listen(second) as sock:
+        assert sock.getsockname() == second
+    assert theirs.recv(100) == unix.LISTEN + second.encode()
+    assert theirs.recv(100) == unix.UNLINK + first.encode()
+    # Or nobody asks again
+    socket.send_fds(theirs, [b"l0 " + first.encode()], [late.sock.fileno()])
+    assert list(keeper.clients()) == []
+    assert theirs.recv(100) == unix.UNLINK + first.encode()
+    for sock in (late.sock, made.sock, ours, theirs):
+        sock.close()

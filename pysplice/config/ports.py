@@ -37,8 +37,8 @@ class Rule(NamedTuple):
     """Ports `first` to `last` of one side lead to the port `to_first` and those after it on the other side.
 
     `address` None: all addresses of both versions.  `interface`: only what arrives there.  `auto`: a port is open only
-    while a socket listens on its target.  `weak`: ports that cannot be bound are left out, and so are ephemeral ones.
-    `path`: a UNIX socket instead of ports; then `first` and `last` are 0.
+    while a socket listens on its target.  `weak`: ports that cannot be bound are left out, and ephemeral ones, too, if
+    it is not for `every` port.  `path`: a UNIX socket instead of ports; then `first` and `last` are 0.
     """
 
     side: str
@@ -52,6 +52,7 @@ class Rule(NamedTuple):
     auto: bool = False
     weak: bool = False
     path: str = ""
+    every: bool = False
 
     def target(self, port: int) -> int:
         """The port on the other side."""
@@ -64,7 +65,9 @@ class Rule(NamedTuple):
 
     def has_part(self, part: "Rule") -> bool:
         """True if `part` is this rule, or leads some of its ports to the same targets."""
-        whole = self._replace(first=part.first, last=part.last, to_first=part.to_first, weak=part.weak)
+        whole = self._replace(
+            first=part.first, last=part.last, to_first=part.to_first, weak=part.weak, every=part.every
+        )
         inside = self.first <= part.first <= part.last <= self.last
         return whole == part and inside and self.target(part.first) == part.to_first
 

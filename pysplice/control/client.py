@@ -1,6 +1,6 @@
 """`pysplice ctl PATH ...`: sends requests to a process that runs with --control PATH, and prints the answers.
 
-Owns nothing.  Imports `config`, `observe` and a constant of tables.py.
+Owns nothing.  Imports `config`, `observe` and tables.py.
 """
 
 import contextlib
@@ -15,9 +15,10 @@ from typing import Any
 
 from ..config.ports import OPTIONS, UNIX
 from ..observe.log import print_text
-from .tables import MAGIC
+from .tables import MAGIC, printable
 
 TIMEOUT = 10.0  # seconds
+ANSWER_MAX = 16 << 20  # bytes
 
 Request = dict[str, str] | list[dict[str, str]]  # see requests.py
 
@@ -46,9 +47,9 @@ def main(words: Sequence[str]) -> int:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
         return _fail(f"cannot ask {words[0]}: {reason}{_hint(words[0], e)}")
     if not answer.get("ok"):
-        return _fail(str(answer.get("error")))
+        return _fail(printable(str(answer.get("error"))))
     for note in answer.get("notes", ()):
-        sys.stderr.write(f"pysplice: {note}\n")
+        sys.stderr.write(f"pysplice: {printable(str(note))}\n")
     if "--json" in words:
         return print_text(json.dumps(answer, indent=2) + "\n", "pysplice")
     return print_text(_text(answer), "pysplice")
@@ -112,7 +113,7 @@ def _text(answer: dict[str, Any]) -> str:
         lines += [f"{label} {line}" for line in answer.get(name, ())]
     if "counts" in answer:
         lines.append(str(answer["counts"]))
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _absolute(ports: str) -> str:
@@ -129,11 +130,15 @@ def _ask(path: str, request: Request) -> dict[str, Any]:
         sock.settimeout(TIMEOUT)
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b"\n")
-        with sock.makefile(errors="replace") as lines:
-            line = lines.readline() or '{"error": "no answer"}'
-        if line.encode().startswith(MAGIC):
-            raise ValueError("it is the socket of -c, for pesto; pysplice ctl takes that of --control")
-        answer = json.loads(line)
-    if not isinstance(answer, dict):
+        with sock.makefile("rb") as lines:
+            line = lines.readline(ANSWER_MAX) or b'{"error": "no answer"}'
+    if line.startswith(MAGIC):
+        raise ValueError("it is the socket of -c, for pesto; pysplice ctl takes that of --control")
+    try:
+        answer = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        answer = None
+    lists = ("notes", "rules", "listening", "connections", "refused")
+    if not isinstance(answer, dict) or not all(isinstance(answer.get(name, []), list) for name in lists):
         raise ValueError("not an answer")
     return answer

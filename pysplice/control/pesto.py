@@ -6,10 +6,12 @@ The options, what is printed and the exit status are pesto's.  Two things are be
 process ends, since it waits for the server to close; and a reason that the server gives is printed, with status 1.
 """
 
-import contextlib
 import getopt
+import os
 import socket
+import struct
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -126,29 +128,32 @@ def main(words: Sequence[str]) -> int:
         return print_text(f"pesto (pysplice) {__version__}\nLicence: GPL-2.0-or-later\n")
     if len(paths) != 1:
         return _fail("pesto: the PATH of one control socket is needed; try --help")
+    said: list[str] = []
+    problem = ""
     try:
-        _run(options, paths[0])
-        return 0
+        _run(options, paths[0], said)
     except (Failure, ConfigError) as e:
-        return _fail(str(e))
+        problem = str(e)
+    status = print_text("".join(said), "pesto")
+    return _fail(problem) if problem else status
 
 
 def _fail(problem: str) -> int:
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
     sys.stderr.write(f"{problem}\n")
     return 1
 
 
-def _run(options: list[tuple[str, str]], path: str) -> None:
-    """Do what the options say; raises Failure."""
+def _run(options: list[tuple[str, str]], path: str, said: list[str]) -> None:
+    """Do what the options say, and add to `said` what is to be printed; raises Failure."""
     names = {name for name, _ in options}
     debug, show = bool(names & {"-d", "--debug"}), bool(names & {"-s", "--show"})
     asks = bool(names - {"-d", "--debug", "-s", "--show"})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(TIMEOUT)
+        # A server that is busy has a full backlog: with a timeout of Python's connect() would not wait for it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(TIMEOUT), 0))
         try:
             sock.connect(path)
+            sock.settimeout(TIMEOUT)
         except (OSError, ValueError) as e:
             raise Failure(f"Failed to connect to {path}: {getattr(e, 'strerror', None) or e}") from None
         if debug:
@@ -162,22 +167,23 @@ def _run(options: list[tuple[str, str]], path: str) -> None:
                     f"capabilities {table.capabilities:#x}: {can}\n"
                 )
         if not asks:
-            _print("passt/pasta configuration", path, shown)
+            said.append(_text("passt/pasta configuration", path, shown))
             return
         if show:
-            _print("Previous configuration", path, shown)
+            said.append(_text("Previous configuration", path, shown))
         changed = _Tables(shown)
         changed.obey(options)
         if show:
-            _print("Updated configuration", path, shown)
+            said.append(_text("Updated configuration", path, shown))
         _send(sock, shown)
 
 
-def _print(title: str, path: str, shown: list[Table]) -> None:
-    lines = [f"{title} ({path})"]
+def _text(title: str, path: str, shown: list[Table]) -> str:
+    """The tables, as pesto(1) prints them."""
+    lines = [f"{title} ({os.fsencode(path).decode(errors='replace')})"]
     for table in shown:
         lines += [f"  {table.name}", *(f"    {Line.of(rule)}" for rule in table.rules)]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _greeting(sock: socket.socket) -> list[Table]:
@@ -207,8 +213,9 @@ def _send(sock: socket.socket, shown: list[Table]) -> None:
     """Have the server use these tables, and wait until it does; raises Failure."""
     try:
         sock.sendall(tables.write_update([(table.pif, table.rules) for table in shown]))
-        answer = b""
+        answer, until = b"", time.monotonic() + TIMEOUT
         while len(answer) < ANSWER_MAX:
+            sock.settimeout(max(until - time.monotonic(), 0.001))
             data = sock.recv(ANSWER_MAX)
             if not data:
                 break

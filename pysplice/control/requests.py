@@ -19,6 +19,7 @@ from ..config import ConfigError
 from ..config.ports import OPTIONS, Rule, parse
 
 LINE_MAX = 65536  # bytes
+AT_ONCE_MAX = 8  # requests that a client sends before it reads an answer
 
 
 class Forwarding(Protocol):
@@ -32,6 +33,7 @@ class Requests:
     """The session of a client; `show` gives the answer to that request."""
 
     patience = None
+    alone = 0.0
 
     def __init__(self, forwarding: Forwarding, show: Callable[[], dict[str, Any]]) -> None:
         self._forwarding = forwarding
@@ -43,13 +45,15 @@ class Requests:
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
         *lines, self._held = (self._held + data).split(b"\n")
+        if len(lines) > AT_ONCE_MAX:
+            return b"", False
         answers = [json.dumps(self._answer(line)).encode() + b"\n" for line in lines]
         return b"".join(answers), len(self._held) <= LINE_MAX
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         """The answer to one request."""
         try:
-            request = json.loads(line)
+            request = json.loads(line.decode())
             if isinstance(request, dict) and request["do"] == "show":
                 return {"ok": True, **self._show()}
             changes = request if isinstance(request, list) else [request]

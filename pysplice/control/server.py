@@ -24,6 +24,10 @@ class Session(Protocol):
     def patience(self) -> float | None:
         """Seconds that it has in all; None: as many as it likes."""
 
+    @property
+    def alone(self) -> float:
+        """Seconds for which the next client of this kind has to wait for the end of this one; 0: it has not."""
+
     def greeting(self) -> bytes:
         """What we say first."""
 
@@ -32,8 +36,10 @@ class Session(Protocol):
 
 
 class _Client(NamedTuple):
+    """One client; `timer` drops it when its patience is over."""
+
     session: Session
-    timer: Timer | None
+    timer: Timer
 
 
 class Control:
@@ -43,6 +49,9 @@ class Control:
         self._sessions = sessions
         self._loop = loop
         self._clients: dict[socket.socket, _Client] = {}
+        self._queue: dict[socket.socket, None] = {}  # clients that have not been greeted, oldest first
+        self._turn: Timer = loop.timer(self._next)
+        self._holder: socket.socket | None = None  # whose turn it is
 
     def take(self, name: str, client: socket.socket) -> None:
         """Serve a client of the control socket `name`."""
@@ -51,11 +60,27 @@ class Control:
             self._drop(next(iter(self._clients)))
         client.setblocking(False)
         session = self._sessions[name]()
-        timer = None
+        self._clients[client] = _Client(session, self._loop.timer(partial(self._drop, client)))
+        if session.alone:
+            self._queue[client] = None
+            if self._holder is None:
+                self._next()
+        else:
+            self._greet(client)
+
+    def _next(self) -> None:
+        """It is the turn of the next client in the queue."""
+        self._turn.cancel()
+        self._holder = client = next(iter(self._queue), None)
+        if client is not None:
+            del self._queue[client]
+            self._turn.by(self._loop.now() + self._clients[client].session.alone)
+            self._greet(client)
+
+    def _greet(self, client: socket.socket) -> None:
+        session, timer = self._clients[client]
         if session.patience is not None:
-            timer = self._loop.timer(partial(self._drop, client))
             timer.by(self._loop.now() + session.patience)
-        self._clients[client] = _Client(session, timer)
         self._loop.watch(client.fileno(), partial(self._read, client))
         self._send(client, session.greeting())
 
@@ -86,13 +111,19 @@ class Control:
 
     def _drop(self, client: socket.socket) -> None:
         held = self._clients.pop(client, None)
-        if held is not None:
-            if held.timer is not None:
-                held.timer.cancel()
+        if held is None:
+            return
+        held.timer.cancel()
+        waiting = client in self._queue
+        self._queue.pop(client, None)
+        if not waiting:
             self._loop.unwatch(client.fileno())
-            client.close()
+        client.close()
+        if client is self._holder:
+            self._next()
 
     def close(self) -> None:
         """Drop all clients."""
+        self._queue.clear()
         for client in list(self._clients):
             self._drop(client)

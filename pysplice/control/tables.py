@@ -199,7 +199,10 @@ def read_rule(pif: int, text: bytes) -> Rule:
             raise ConfigError("a port of the guest is on its loopback interface, so it takes no address")
         interface = ""
     auto, weak = bool(flags & SCAN), bool(flags & WEAK)
-    return Rule(side, protocol, first, last, to_first, address, interface, to_address, auto, weak)
+    # Its ephemeral ports are meant, too: who asks for all others leaves them out
+    return Rule(
+        side, protocol, first, last, to_first, address, interface, to_address, auto, weak, every=weak
+    )
 
 
 def _interface(name: bytes) -> str:

@@ -20,7 +20,9 @@ from ..observe.log import Log
 from . import tables
 from .tables import Table
 
-PATIENCE = 5.0  # seconds, for a client
+# Seconds for a client in all, and how long others wait for it.  pesto(1) takes some milliseconds; what it sends
+# replaces what it was shown, so it had better be shown what the one before it has made.
+PATIENCE, ALONE = 5.0, 0.1
 
 
 class Forwarding(Protocol):
@@ -49,6 +51,7 @@ class Update:
     """The session of a client; `can` are the capabilities of our tables.  Reasons to refuse go to `refusals`."""
 
     patience = PATIENCE
+    alone = ALONE
 
     def __init__(self, forwarding: Forwarding, can: int, refusals: deque[str], log: Log) -> None:
         self._refusals = refusals
@@ -86,7 +89,9 @@ class Update:
         twice = next((key for key, times in asked.items() if times > 1), None)
         if twice is not None:
             raise ConfigError(f"'{tables.read_rule(*twice)}' is there twice")
-        changes = [(False, rule) for key, rule in self._shown.items() if key not in asked]
+        # Another client may have removed it meanwhile
+        there = {(tables.PIFS[rule.side], tables.write_rule(rule)) for rule in self._forwarding.pieces()}
+        changes = [(False, rule) for key, rule in self._shown.items() if key not in asked and key in there]
         rules = {key: self._shown.get(key) or tables.read_rule(*key) for key in asked}
         changes += [(True, rule) for key, rule in rules.items() if key not in self._shown]
         if changes:

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ..config import ConfigError
 from ..config.ports import GUEST, HOST, TCP, UDP, Rule, overlap
@@ -19,6 +20,7 @@ from ..sockets.request import Maker
 from .listeners import Addressing, Listeners, Takers
 from .scan import Scan, bits, ephemeral_ports, ones, ranges
 
+RULES_MAX = 1024
 OPEN_PER_TURN = 64  # ports, while we serve
 FOLLOW_PER_TURN = 256  # ports that are opened or closed before everything else gets its turn
 SCAN_EVERY = 1.0  # seconds, as pasta
@@ -70,6 +72,9 @@ class Forward:
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
         self._scan_timer = loop.timer(self.scan)
+        self._late: list[Callable[[], object]] | None = (
+            None  # during a change: what has to wait for its end
+        )
         self._unfinished = False  # the last scan has left ports for the next one
         self._asked: set[tuple[str, int]] = set()  # of the agent: protocol and port
         self._complained: set[tuple[Rule, int]] = set()
@@ -98,6 +103,8 @@ class Forward:
         before = self.rules.copy(), self._wanted.copy(), self._opening.copy()
         notes = []
         self.listeners.begin()
+        late: list[Callable[[], object]] = []
+        self._late = late
         try:
             for adds, rule in changes:
                 if adds:
@@ -107,10 +114,15 @@ class Forward:
         except BaseException:
             self.rules, self._wanted, self._opening = before
             self.listeners.roll_back()
-            self._changed()
             raise
-        self.listeners.commit()
-        self._changed()
+        else:
+            self.listeners.commit()
+        finally:
+            # What the agent has made meanwhile, for rules as they are now
+            self._late = None
+            for call in late:
+                call()
+            self._changed()
         return list(filter(None, notes))
 
     def pieces(self) -> list[Rule]:
@@ -118,7 +130,7 @@ class Forward:
         return [piece for rule in self.rules for piece in self._pieces_of(rule)]
 
     def _pieces_of(self, rule: Rule) -> Iterator[Rule]:
-        if rule.weak and not rule.path:
+        if rule.weak and not (rule.every or rule.path):
             for first, last in ranges(self._ports(rule)):
                 yield rule._replace(first=first, last=last, to_first=rule.target(first))
         elif not rule.path:
@@ -150,11 +162,15 @@ class Forward:
             for port in range(rule.first, rule.last + 1) if other.auto else ():
                 if (other, port) in self.listeners:
                     self.listeners.close_port(other, port)
+        if len(self.rules) >= RULES_MAX:
+            raise ConfigError(f"'{rule}': there are {RULES_MAX} rules already; use ranges of ports")
         if rule.side == GUEST and not self._guest.available:
             raise ConfigError("there is no process in the namespace that could listen there")
         note = ""
         if not rule.auto and running and rule.weak:
-            ports = self._ports(rule)
+            for port in ones(self._ports(rule) & self.listeners.spare(rule)):
+                self.listeners.add(rule, port, self.listeners.bind(rule, port))
+            ports = self._ports(rule) & ~self.listeners.open.get(rule, 0)
             note = self._left_out(rule, ports.bit_count() - max(self._most - len(self.listeners), 0))
             self._opening[rule] = ports
             self._open_timer.by(self._loop.now())
@@ -202,7 +218,9 @@ class Forward:
         wanted = self._wanted.get(rule)
         if wanted is None:
             wanted = bits(rule.first, rule.last)
-            self._wanted[rule] = wanted = wanted & ~self._ephemeral if rule.weak else wanted
+            self._wanted[rule] = wanted = (
+                wanted if rule.every or not rule.weak else wanted & ~self._ephemeral
+            )
         return wanted
 
     def _changed(self) -> None:
@@ -325,11 +343,15 @@ class Forward:
             try:
                 self.listeners.add(rule, port, self.listeners.bind(rule, port))
             except OSError as e:
-                self._complain(key, e.errno or errno.EIO)
+                if rule.auto:  # others are opened where that is possible
+                    self._complain(key, e.errno or errno.EIO)
         elif (rule.protocol, port) not in self._asked:
             self._asked.add((rule.protocol, port))
 
             def done(socks: list[socket.socket], error: int) -> None:
+                if self._late is not None:
+                    self._late.append(partial(done, socks, error))
+                    return
                 self._asked.discard((rule.protocol, port))
                 # The rule may be a smaller one by now (remove())
                 owner = next((other for other in self.rules if other.has_part(rule.at(port))), None)
@@ -366,7 +388,7 @@ def _cannot_listen(rule: Rule, port: int, error: OSError, unprivileged: int) -> 
     """Why a port cannot be bound, and what helps; `unprivileged` is the first port that takes no privileges."""
     where = f"{rule.address or ''}{'%' + rule.interface if rule.interface else ''}"
     what = rule.path or f"{where} port {port} ({rule.protocol})".strip()
-    text = f"cannot listen on {what}: {error.strerror}"
+    text = f"cannot listen on {what}: {error.strerror or error}"
     if error.errno == errno.EACCES and not rule.path and rule.side == HOST and port < unprivileged:
         text += f"; ports below {unprivileged} (net.ipv4.ip_unprivileged_port_start) require privileges"
     return text

@@ -63,13 +63,19 @@ class Addressing(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """A change of rules that is under way: listeners set aside, by what they are bound to, and all tables as before."""
+    """A change of rules that is under way.
 
-    aside: dict[tuple[Any, ...], Listener]
-    listeners: dict[tuple[Rule, int], Listener]
-    by_fd: dict[int, Listener]
+    `before`: all listeners as they were, by rule and port, and `by_socket`; `open`, `ours`: the tables of ports as they
+    were.  `aside`: listeners that no rule has any more, by what they are bound to.  `given_up`: those of `before` that
+    had to be closed, because a new one could not be bound beside them.
+    """
+
+    before: dict[tuple[Rule, int], Listener]
+    by_socket: dict[socket.socket, Listener]
     open: dict[Rule, int]
     ours: dict[tuple[str, str], int]
+    aside: dict[tuple[Any, ...], Listener]
+    given_up: list[Listener]
 
 
 def _bound_to(rule: Rule, port: int) -> tuple[Any, ...]:
@@ -77,9 +83,9 @@ def _bound_to(rule: Rule, port: int) -> tuple[Any, ...]:
     return rule.side, rule.protocol, rule.address, rule.interface, rule.path, port
 
 
-def _leads_to(rule: Rule, port: int) -> tuple[Any, int]:
-    """Where the clients of a port go."""
-    return rule.to_address, rule.target(port)
+def _leads_to(listener: Listener) -> tuple[Any, int]:
+    """Where the clients of a listener go."""
+    return listener.rule.to_address, listener.target
 
 
 class Listeners:
@@ -110,7 +116,7 @@ class Listeners:
         self._change: _Change | None = None  # while rules are changed
         self.open: dict[Rule, int] = {}  # ports as bits, so that a scan looks at no listener
         self.ours = {(side, protocol): 0 for side in (HOST, GUEST) for protocol in (TCP, UDP)}
-        self._known: set[socket.socket] = set()  # UDP sockets that the takers have been told of
+        self._announced: dict[socket.socket, Listener] = {}  # UDP listeners that the takers know
 
     def fileno(self) -> int:
         """The descriptor that is readable while a listener has clients."""
@@ -133,20 +139,39 @@ class Listeners:
         if self._change is not None:
             held = self._change.aside.pop(_bound_to(rule, port), None)
             if held is not None:
-                return self._hand_over(held, rule, port)
+                return held.sock
+        try:
+            return self._make(rule, port)
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE or not self._make_way(rule, port):
+                raise
+            return self._make(rule, port)
+
+    def _make(self, rule: Rule, port: int) -> socket.socket:
         if rule.path:
             return self._files.listen(rule.path)
         request = self._request(rule, port)
-        if rule.side == GUEST:
-            return self._guest.make(request)
-        try:
-            return self._host.make(request)
-        except OSError as e:
-            # The guest may have sent from this port before it was forwarded
-            taken = e.errno == errno.EADDRINUSE and rule.protocol == UDP
-            if not taken or not self._takers.release(port):
-                raise
-            return self._host.make(request)
+        return (self._guest if rule.side == GUEST else self._host).make(request)
+
+    def _make_way(self, rule: Rule, port: int) -> bool:
+        """Close sockets of ours that are in the way of a new one at this port; True if there were any."""
+        if self._change is not None:
+            aside = self._change.aside
+            in_the_way = [
+                key
+                for key, held in aside.items()
+                if (held.rule.side, held.rule.protocol, held.port) == (rule.side, rule.protocol, port)
+            ]
+            for key in in_the_way:
+                held = aside.pop(key)
+                before = self._change.by_socket.get(held.sock)
+                if before is not None:
+                    self._change.given_up.append(before)
+                self._discard(held)
+            if in_the_way:
+                return True
+        # The guest may have sent from this port before it was forwarded
+        return rule.side == HOST and rule.protocol == UDP and self._takers.release(port)
 
     def ask(self, rule: Rule, port: int, done: Callable[[list[socket.socket], int], None]) -> None:
         """The same for a rule of the guest's, without waiting for it: see Maker.ask()."""
@@ -181,9 +206,8 @@ class Listeners:
         self._by_fd[sock.fileno()] = listener
         self.ours[rule.side, rule.protocol] |= 1 << port
         self.open[rule] = self.open.get(rule, 0) | 1 << port
-        if rule.protocol == UDP and sock not in self._known:
-            self._known.add(sock)
-            self._takers.opened(listener)
+        if self._change is None:
+            self._announce(listener)
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
     def close_port(self, rule: Rule, port: int) -> None:
@@ -195,6 +219,10 @@ class Listeners:
             self._change.aside[_bound_to(rule, port)] = listener
         else:
             self._discard(listener)
+        self._note_closed(rule, port)
+
+    def _note_closed(self, rule: Rule, port: int) -> None:
+        """A rule does not listen at a port any more."""
         self.open[rule] &= ~(1 << port)
         if not self.open[rule]:
             del self.open[rule]
@@ -218,59 +246,87 @@ class Listeners:
     def _discard(self, listener: Listener) -> None:
         if listener.rule.path:
             self._files.unlink(listener.rule.path)
-        self._disown(listener)
+        self._withdraw(listener)
         listener.sock.close()
 
-    def _disown(self, listener: Listener) -> None:
-        """The takers have nothing to do with a UDP socket any more."""
-        if listener.sock in self._known:
-            self._known.discard(listener.sock)
-            self._takers.closed(listener)
+    def _announce(self, listener: Listener) -> None:
+        """Tell the takers of a UDP listener."""
+        if listener.rule.protocol == UDP:
+            self._announced[listener.sock] = listener
+            self._takers.opened(listener)
+
+    def _withdraw(self, listener: Listener) -> None:
+        """The takers have nothing to do with this socket any more."""
+        announced = self._announced.pop(listener.sock, None)
+        if announced is not None:
+            self._takers.closed(announced)
 
     # A change of several rules
 
     def begin(self) -> None:
         """Until commit() or roll_back(), what is closed stays bound: a new rule may take it over."""
+        by_socket = {listener.sock: listener for listener in self._listeners.values()}
         self._change = _Change(
-            {}, self._listeners.copy(), self._by_fd.copy(), self.open.copy(), self.ours.copy()
+            self._listeners.copy(), by_socket, self.open.copy(), self.ours.copy(), {}, []
         )
 
-    def _hand_over(self, held: Listener, rule: Rule, port: int) -> socket.socket:
-        """The socket of a listener that was set aside, for a rule that wants the same address and port."""
-        if _leads_to(held.rule, port) != _leads_to(rule, port):
-            self._disown(held)  # its UDP flows lead elsewhere
-        return held.sock
+    def spare(self, rule: Rule) -> int:
+        """The ports at which this rule would take over a socket, as bits."""
+        ports = 0
+        for key, held in self._change.aside.items() if self._change is not None else ():
+            if rule.first <= held.port <= rule.last and key == _bound_to(rule, held.port):
+                ports |= 1 << held.port
+        return ports
 
     def commit(self) -> None:
-        """The change is made: close what no rule has taken over."""
+        """The change is made: close what no rule has taken over, and tell the takers."""
         change, self._change = self._change, None
-        for listener in change.aside.values() if change is not None else ():
+        if change is None:
+            return
+        for listener in change.aside.values():
             self._discard(listener)
+        udp = [listener for listener in self._listeners.values() if listener.rule.protocol == UDP]
+        for listener in udp:
+            announced = self._announced.get(listener.sock)
+            if announced is not None and _leads_to(announced) != _leads_to(listener):
+                self._withdraw(listener)
+        for listener in udp:
+            if listener.sock not in self._announced:
+                self._announce(listener)
 
     def roll_back(self) -> None:
         """The change is not made: everything listens as before."""
         change, self._change = self._change, None
         if change is None:
             return
-        before = {listener.sock: listener for listener in change.listeners.values()}
-        for listener in self._listeners.values():
-            held = before.get(listener.sock)
-            if held is None:
-                self.epoll.unregister(listener.sock.fileno())
+        before = change.by_socket
+        registered = {listener.sock for listener in self._listeners.values()}
+        for listener in (*self._listeners.values(), *change.aside.values()):
+            if listener.sock not in before:
+                if listener.sock in registered:
+                    self.epoll.unregister(listener.sock.fileno())
                 self._discard(listener)
-            elif _leads_to(held.rule, held.port) != _leads_to(listener.rule, listener.port):
-                self._disown(listener)
+        self._listeners, self.open, self.ours = change.before, change.open, change.ours
         for listener in change.aside.values():
             if listener.sock in before:
                 self.epoll.register(listener.sock.fileno(), select.EPOLLIN)
-            else:
-                self._discard(listener)
-        self._listeners, self._by_fd = change.listeners, change.by_fd
-        self.open, self.ours = change.open, change.ours
-        for listener in self._listeners.values():
-            if listener.rule.protocol == UDP and listener.sock not in self._known:
-                self._known.add(listener.sock)
-                self._takers.opened(listener)
+        self._by_fd = {
+            listener.sock.fileno(): listener
+            for listener in self._listeners.values()
+            if listener.sock.fileno() >= 0
+        }
+        for listener in change.given_up:
+            self._bind_again(listener)
+
+    def _bind_again(self, listener: Listener) -> None:
+        """Put a new socket in the place of one that had to be closed."""
+        rule, port = listener.rule, listener.port
+        del self._listeners[rule, port]
+        try:
+            self.add(rule, port, self._make(rule, port))
+        except OSError as e:
+            self._note_closed(rule, port)
+            self._log.warning(f"'{rule}': port {port} could not be opened again: {e.strerror}")
 
     # Clients
 

@@ -27,6 +27,8 @@ def print_text(text: str, name: str = "") -> int:
 
     With the `name` of the program a line on stderr says why, unless the reader has only seen enough.
     """
+    if sys.stdout is None:  # the caller has closed it
+        return int(bool(text))
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

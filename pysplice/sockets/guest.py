@@ -145,11 +145,21 @@ class GuestMaker:
     def make(self, request: SocketRequest) -> socket.socket:
         """One socket, now: before the loop runs, or because a client of the control socket waits for it."""
         result: list[tuple[list[socket.socket], int]] = []
-        self.ask(request, lambda socks, error: result.append((socks, error)))
+        given_up = False
+
+        def done(socks: list[socket.socket], error: int) -> None:
+            if given_up:
+                for sock in socks:
+                    sock.close()
+            else:
+                result.append((socks, error))
+
+        self.ask(request, done)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while not result:
             if not poll.poll(MAKE_TIMEOUT * 1000):
+                given_up = True
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             with contextlib.suppress(BlockingIOError):
                 self._receive_answer()

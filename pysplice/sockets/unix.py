@@ -30,7 +30,7 @@ MESSAGE_MAX = 4096
 TIMEOUT = 2.0  # seconds
 PAUSE = 1.0
 # The first byte of a message between the two processes.  A path follows LISTEN and UNLINK, the name of a control
-# socket follows CLIENT; in an answer without a socket, an errno follows.
+# socket follows CLIENT.  An answer to LISTEN has the path again, or an errno and the path.
 LISTEN, UNLINK, CLIENT = b"l", b"u", b"c"
 
 # The names of the control sockets: of `pysplice ctl` (--control), and of pesto(1) (-c)
@@ -165,23 +165,37 @@ class Keeper:
     def listen(self, path: str) -> socket.socket:
         self._sock.settimeout(TIMEOUT)
         try:
-            self._sock.send(LISTEN + path.encode())
+            self._sock.send(LISTEN + os.fsencode(path))
             while True:
                 message, fds, _, _ = socket.recv_fds(self._sock, MESSAGE_MAX, 1)
                 if message[:1] == CLIENT and fds:
                     self._clients.append((message[1:].decode(), socket.socket(fileno=fds[0])))
                     continue
+                if not message:
+                    raise OSError(errno.EPIPE, "the process that keeps socket files is gone")
+                number, _, answered = message[1:].partition(b" ")
+                if answered != os.fsencode(path):
+                    # Of a question that was given up
+                    self._take_back(answered, fds)
+                    continue
                 if not fds:
-                    number = int(message[1:] or errno.EIO)
-                    reason = "a file that is not a socket is there" if number == errno.EEXIST else None
-                    raise OSError(number, reason or os.strerror(number))
+                    reason = "a file that is not a socket is there" if int(number) == errno.EEXIST else None
+                    raise OSError(int(number), reason or os.strerror(int(number)))
                 return socket.socket(fileno=fds[0])
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
         finally:
             self._sock.setblocking(False)
 
+    def _take_back(self, path: bytes, fds: list[int]) -> None:
+        """Close a socket that comes too late, and have its file removed."""
+        for fd in fds:
+            os.close(fd)
+        self.unlink(os.fsdecode(path))
+
     def unlink(self, path: str) -> None:
         with contextlib.suppress(OSError):
-            self._sock.send(UNLINK + path.encode())
+            self._sock.send(UNLINK + os.fsencode(path))
 
     def clients(self) -> Iterator[tuple[str, socket.socket]]:
         while self._clients:
@@ -193,7 +207,9 @@ class Keeper:
                 return
             if not message:
                 raise ConnectionError("the process that keeps socket files is gone")
-            if fds:
+            if message[:1] != CLIENT:
+                self._take_back(message[1:].partition(b" ")[2], fds)
+            elif fds:
                 yield message[1:].decode(), socket.socket(fileno=fds[0])
 
     def close(self) -> None:
@@ -258,7 +274,7 @@ def _obey(
     alive: socket.socket, message: bytes, listeners: dict[str, UnixListener], allowed: frozenset[str] | None
 ) -> None:
     """One message of the serving process."""
-    path = message[1:].decode(errors="surrogateescape")
+    path = os.fsdecode(message[1:])
     if message[:1] == UNLINK:
         listener = listeners.pop(path, None)
         if listener is not None:
@@ -269,8 +285,8 @@ def _obey(
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         listener = listen(path)
     except OSError as e:
-        alive.send(LISTEN + str(e.errno or errno.EIO).encode())
+        alive.send(b"%b%d %b" % (LISTEN, e.errno or errno.EIO, os.fsencode(path)))
         return
     listeners[path] = listener
-    socket.send_fds(alive, [LISTEN], [listener.sock.fileno()])
+    socket.send_fds(alive, [b"%b0 %b" % (LISTEN, os.fsencode(path))], [listener.sock.fileno()])
     listener.sock.close()
