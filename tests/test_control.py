@@ -649,14 +649,14 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_that_are_none(tmp_path, capsys, name):
-    server = Server(tmp_path / "s", answer=ANSWERS[name] + b"\n")
+    server = Server(tmp_path / "s", b"", answer=ANSWERS[name] + b"\n")
     assert client.main([server.path, "show"]) == 1
     server.join()
     assert capsys.readouterr().err == f"pysplice: cannot ask {server.path}: not an answer\n"
 
 
 def test_answers_for_a_terminal(tmp_path, capsys):
-    server = Server(tmp_path / "s", answer=b'{"ok": true, "rules": ["\\u001b[2J", "\\ud800"]}\n')
+    server = Server(tmp_path / "s", b"", answer=b'{"ok": true, "rules": ["\\u001b[2J", "\\ud800"]}\n')
     assert client.main([server.path, "show"]) == 0
     server.join()
     assert capsys.readouterr().out == "rule ?[2J\nrule ?\n"
