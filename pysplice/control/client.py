@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
     if problem:
         return _fail(f"{problem}; see pysplice ctl --help")
     try:
-        answer = _ask(words[0], request)
+        answer = ask(words[0], request)
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
         return _fail(f"cannot ask {words[0]}: {reason}{_hint(words[0], e)}")
@@ -124,7 +124,7 @@ def _absolute(ports: str) -> str:
     return f"{UNIX}{os.path.abspath(path)}{colon}{port}" if path else ports
 
 
-def _ask(path: str, request: Request) -> dict[str, Any]:
+def ask(path: str, request: Request) -> dict[str, Any]:
     """The answer to a request; raises OSError or ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(TIMEOUT)

@@ -222,6 +222,20 @@ def _configure(netlink: Netlink, config: Config, template: Template, ifname: str
             _add_routes(netlink, index, ifname, family)
 
 
+def found(ifname: str) -> dict[str, Any]:
+    """What an interface has: its MAC address, addresses and routes; without link-local ones.  Raises OSError."""
+    with Netlink() as netlink:
+        index = socket.if_nametoindex(ifname)
+        listed, routes = [], []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            listed += [str(address) for address in _addresses(netlink, family, index)]
+            for message in netlink.routes(family):
+                if message["type"] == UNICAST and _oif(message) == index:
+                    route = _route(message)
+                    routes.append({"dst": route.destination, "gw": route.gateway})
+        return {"mac": netlink.link(index).get("address"), "addresses": listed, "routes": routes}
+
+
 def change(before: Template, now: Template, ifname: str) -> None:
     """Give the tap what `now` has instead of `before`; raises ConfigError.
 

@@ -11,6 +11,7 @@ The process that serves never leaves the host's namespaces.  Its children do wha
 - the agent stays in the namespace and makes sockets there (sockets/guest.py).
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from . import background, children, command, files, libc, privileges, sandbox, w
 from .template import Template
 
 IFNAME_DEFAULT = "tap0"
+
+NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 
 
 class Guest(NamedTuple):
@@ -111,10 +114,24 @@ def _namespaces(target: Process | NamespaceFile) -> tuple[int, int]:
         # A tap in there would take over the routes that this process needs itself
         raise ConfigError(f"{target.netns} is the network namespace that this process runs in")
     user_fd = _open_namespace(target.userns) if target.userns else -1
+    if isinstance(target, Process) and target.userns == f"/proc/{target.pid}/ns/user":
+        # The process may have gone on to another user namespace, as bubblewrap's have
+        owner = _owner(net_fd)
+        if owner >= 0:
+            os.close(user_fd)
+            user_fd = owner
     if user_fd >= 0 and os.path.samestat(os.fstat(user_fd), os.stat("/proc/self/ns/user")):
         os.close(user_fd)
         user_fd = -1
     return net_fd, user_fd
+
+
+def _owner(net_fd: int) -> int:
+    """A descriptor of the user namespace that owns a network namespace; -1 if it is out of reach."""
+    try:
+        return fcntl.ioctl(net_fd, NS_GET_USERNS)
+    except OSError:
+        return -1
 
 
 def _open_namespace(path: str) -> int:

@@ -529,3 +529,20 @@ def test_somebody_else_takes_privileges(world):
     result = world.host.run(sys.executable, "-c", code, check=False)
     assert result.returncode == 1
     assert result.stderr == "pysplice: cannot become user 5, group 5: it takes CAP_SETUID\n"
+
+
+def test_a_process_that_has_gone_on_to_another_user_namespace(world):
+    """As those of bubblewrap do: the network namespace is owned by the user namespace before."""
+    bare = (
+        "setpriv",
+        "--bounding-set=-all,+setfcap",
+        "--inh-caps=-all",
+    )  # nearly those of an ordinary user
+    box = world.host.spawn(*bare, "unshare", "-Urn", "unshare", "-U", "sleep", "60")
+    try:
+        until(lambda: open(f"/proc/{box.pid}/comm").read() == "sleep\n")
+        process = world.host.run(*bare, *PYSPLICE, "--config-net", *NONE, str(box.pid))
+        assert not process.stderr or "serving process" in process.stderr
+        assert "tap0" in run("nsenter", "-t", str(box.pid), "-n", "ip", "link").stdout
+    finally:
+        stop(box)
