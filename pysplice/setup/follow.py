@@ -7,6 +7,14 @@ and reports it; where the guest is to have the host's addresses, it also configu
 guest's namespace.  It reads nothing that the guest or the serving process can write.
 """
 
+# system calls (follower): poll ppoll recvfrom sendto sendmsg socket bind getsockname getpeername ioctl fcntl
+# system calls (follower): inotify_init1 inotify_add_watch clock_nanosleep openat open stat lstat statx readlink
+# system calls (follower): readlinkat lseek getdents64 pread64 getcwd uname
+# system calls (configurator): poll ppoll recvfrom recvmsg sendto sendmsg socket socketpair bind getsockname getpeername
+# system calls (configurator): ioctl fcntl inotify_init1 inotify_add_watch clock_nanosleep openat open stat lstat statx
+# system calls (configurator): readlink readlinkat lseek getdents64 pread64 getcwd
+# system calls (configurator): fork clone wait4 setns prctl capget capset set_robust_list rseq uname
+
 import contextlib
 import json
 import os
@@ -20,7 +28,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..config import Config, ConfigError
-from . import background, children, files, join, libc, names, privileges
+from . import background, children, files, join, libc, names, privileges, sandbox, seccomp
 from .template import Family, Template
 
 # rtnetlink(7): links, and addresses and routes of both versions
@@ -87,12 +95,15 @@ def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> 
         return 0  # nothing will be served
     template, ifname = Template.from_json(fields["template"]), fields["ifname"]
     versions = followed(config, template) if net_fd >= 0 else []
-    privileges.renounce_new_privileges()
-    if not versions:
-        files.close_but(control.fileno())
-        privileges.drop_privileges()
-    privileges.hide()
     host = _Host()
+    if versions:
+        privileges.renounce_new_privileges()
+        with contextlib.suppress(ConfigError):
+            seccomp.confine(sandbox.CONFIGURATOR)
+    else:
+        for fd in filter(lambda fd: fd >= 0, (net_fd, user_fd)):
+            os.close(fd)
+        sandbox.enter(sandbox.FOLLOWER, empty=False)
     seen = State(names.HostNames.from_json(fields["names"]), template)
     while host.wait(control):
         from . import addresses  # not before it is needed, and not as a part of what a look costs

@@ -22,7 +22,7 @@ from .command import map_ids
 PLACES = ("/tmp", "/proc", "/dev", "/var")
 
 # Roles, as the lines "system calls (ROLE)" have them
-SERVE, AGENT, KEEPER = "serve", "agent", "keeper"
+SERVE, AGENT, KEEPER, FOLLOWER, CONFIGURATOR = "serve", "agent", "keeper", "follower", "configurator"
 
 
 def enter(role: str = SERVE, empty: bool = True, chroot_fallback: bool = False) -> list[str]:

@@ -488,23 +488,24 @@ def test_a_forwarded_port_below_1024_later_on(world):
         until(reached, 4)[0].close()
 
 
+def children_of(process) -> list[int]:
+    """The agent, and then the follower."""
+    return sorted(map(int, run("pgrep", "-P", str(process.pid)).stdout.split()))
+
+
 def test_the_process_in_the_namespace_ends_with_us(world):
     process = world.pysplice("--config-net")
-
-    def children():
-        return run("pgrep", "-P", str(process.pid), check=False).stdout.split()
-
-    (agent,) = children()
+    children = children_of(process)
+    assert len(children) == 2  # the follower too
     process.kill()
     process.wait(10)
-    until(lambda: not os.path.exists(f"/proc/{agent}"), 5)
+    until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children), 5)
 
 
 def test_without_the_process_in_the_namespace(world):
     """It is killed: what needs it ends, all else goes on."""
     process = world.pysplice("--config-net", *NONE, "-t", "8080:80")
-    (agent,) = run("pgrep", "-P", str(process.pid)).stdout.split()
-    os.kill(int(agent), signal.SIGKILL)
+    os.kill(children_of(process)[0], signal.SIGKILL)
     with world.guest.listen("0.0.0.0", 80) as listener:
         client = world.remote.connect(world.HOST4, 8080)
         server, _ = accept(listener)

@@ -291,7 +291,7 @@ def test_when_the_helper_in_the_namespace_dies(world, version, tmp_path):
     """Clients from loopback come by the tap then, TCP and UDP; what leads out of the namespace is as before."""
     out = ("-T", "9090:90", "-U", "9090:90", "-t", f"unix:{tmp_path}/web:80")
     process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "-u", "8080:80", *out)
-    *_, helper = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    *_, helper, _ = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(helper, signal.SIGKILL)
     assert any("nothing can be spliced" in line for line in iter(process.stderr.readline, ""))
     gateway = world.GATEWAY4 if version == 4 else world.GATEWAY6

@@ -304,13 +304,13 @@ def test_what_the_guest_runs_has_no_descriptor_of_ours(world, tmp_path):
 
 
 def test_our_processes_cannot_be_looked_into(world, tmp_path):
-    """The one that serves, the one in the namespace, and the one that keeps socket files."""
+    """The one that serves, the one in the namespace, the one that keeps socket files, and the one that follows."""
     process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "--control", str(tmp_path / "ctl"))
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     pids = [process.pid]
     with open(children) as file:
         pids += map(int, file.read().split())
-    assert len(pids) == 3
+    assert len(pids) == 4
     for pid in pids:
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
