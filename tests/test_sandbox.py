@@ -249,6 +249,10 @@ def verdict(machine, number, *arguments, role="serve", arch=None, kill=False):
     return run(program, number, *arguments, arch=arch or seccomp.AUDIT_ARCH[machine])
 
 
+# These read resolv.conf and what they import, and the second joins the guest's namespace in a child
+NEEDED = {"follower": {"openat"}, "configurator": {"openat", "clone", "setns"}}
+
+
 @pytest.mark.parametrize("machine", sorted(seccomp.NUMBERS))
 @pytest.mark.parametrize("role", sorted(seccomp.ROLES))
 def test_what_the_filter_says(machine, role):
@@ -267,7 +271,7 @@ def test_what_the_filter_says(machine, role):
             assert said == (ALLOW if number in allowed else EPERM), number
             assert verdict(machine, number, role=role, kill=True) == (ALLOW if number in allowed else KILL)
     for name, number in DANGEROUS.get(machine, {}).items():
-        assert verdict(machine, number, role=role) == EPERM, name
+        assert verdict(machine, number, role=role) == (ALLOW if name in NEEDED.get(role, ()) else EPERM), name
     assert verdict(machine, numbers["read"], arch=0x40000003) == EPERM  # another machine's numbers
     if machine == "x86_64":
         assert verdict(machine, seccomp.X32_BIT) == EPERM
