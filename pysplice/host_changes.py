@@ -24,6 +24,9 @@ from .setup.names import HostNames, Names
 from .setup.template import Family, Template
 from .translate import Translation
 
+OWN_MAX = 256  # addresses of the guest's
+SAID_MAX = 4  # addresses in a line
+
 
 class Makers(NamedTuple):
     """How it was all made, from what the guest has and from the names."""
@@ -69,6 +72,7 @@ class HostChanges:
         self._names = makers.names(host_names, first)
         self._makers = makers
         self._made = made
+        self._own = dict.fromkeys(made.translation.own)  # all that it has had
         self._log = log
 
     def fileno(self) -> int:
@@ -83,14 +87,14 @@ class HostChanges:
             return
         if not message:
             raise ConnectionError("the follower is gone")
-        state, note = read_report(message)
+        state, note, guest = read_report(message)
         if note:
             self._log.warning(f"the guest's addresses cannot be changed: {note}")
         self._report(state.template)
         self._host, self._host_names = state.template, state.names
         self._template = Template(
-            self._family(4, self._template.ipv4, state.template.ipv4),
-            self._family(6, self._template.ipv6, state.template.ipv6),
+            self._family(4, guest.ipv4, state.template.ipv4),
+            self._family(6, guest.ipv6, state.template.ipv6),
         )
         names = self._makers.names(state.names, self._template)
         if names != self._names:
@@ -107,25 +111,24 @@ class HostChanges:
                 continue
             self._log.info(f"the host's IPv{version}: {_said(after)}")
 
-    def _family(self, version: int, before: Family | None, now: Family | None) -> Family | None:
+    def _family(self, version: int, guest: Family | None, now: Family | None) -> Family | None:
         """What the guest has of a version, and what it has to know of the host's."""
-        if before is None or now is None:
-            return before
-        if version in self._followed and now.online:
-            return now
+        before = self._template.family(version)
+        if before is None or guest is None or now is None or (version in self._followed and guest == now):
+            return guest
         address = before.host_address
         if address is None or not is_local(address):
             # An address that the host still has goes on to be the one that it is known by
             address = now.host_address or address
-        return before._replace(interface=now.interface, ifindex=now.ifindex, host_address=address)
+        return guest._replace(interface=now.interface, ifindex=now.ifindex, host_address=address)
 
     def _put(self, template: Template, names: Names) -> None:
         """Have everything use these."""
         made, makers = self._made, self._makers
-        own = made.translation.own
         made.translation.become(makers.translation(template, names))
-        # The guest keeps the addresses that it has had
-        made.translation.own |= own
+        # The guest keeps some of the addresses that it has had
+        self._own |= dict.fromkeys(made.translation.own)
+        made.translation.own = frozenset(list(self._own)[-OWN_MAX:])
         ipv4, ipv6 = template.ipv4, template.ipv6
         if 4 in self._followed and ipv4 and ipv4.addresses:
             made.policy.guest4 = ipv4.addresses[0].ip.packed
@@ -147,7 +150,7 @@ def _said(family: Family) -> str:
     """The addresses of a version, in a line."""
     if not family.online:
         return "none"
-    listed = " ".join(str(address) for address in family.addresses) or str(family.host_address)
+    listed = " ".join(str(address) for address in family.addresses[:SAID_MAX]) or str(family.host_address)
     return f"{listed}, gateway {family.gateway or 'none'}, {family.interface}"
 
 

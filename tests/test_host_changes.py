@@ -1,6 +1,7 @@
 """What is made again when the host changes, with a follower that is a socket pair."""
 
 import ipaddress
+import os
 import socket
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from pysplice.forward.policy import Policy
 from pysplice.host_changes import HostChanges, Made
 from pysplice.observe.log import Log
 from pysplice.setup import follow, names
-from pysplice.setup.follow import ADDRESSES_MAX, REPORT_MAX, State, followed, read_report, report
+from pysplice.setup.follow import ADDRESSES_MAX, NOTE_MAX, REPORT_MAX, State, followed, read_report, report
 from pysplice.setup.names import HostNames
 from pysplice.setup.template import Family, Route, Template
 
@@ -66,8 +67,10 @@ class Scene:
         made = Made(self.translation, self.policy, self.responder, self.rules, self.tap, self.advertiser)  # type: ignore[arg-type]
         self.changes = HostChanges(self.ours, config, first, SERVERS, assemble._makers(config), made, log)
 
-    def report(self, template: Template, host_names: HostNames = SERVERS, note: str = "") -> None:
-        self.follower.send(report(State(host_names, template), note))
+    def report(
+        self, template: Template, host_names: HostNames = SERVERS, note: str = "", guest: Template = HOME
+    ) -> None:
+        self.follower.send(report(State(host_names, template), note, guest))
         self.changes.on_ready()
 
     def close(self) -> None:
@@ -142,6 +145,10 @@ FOLLOWING = {"config_net": True, "follow_host": True}
 def test_another_network_that_the_guest_is_given(scene):
     scene.report(OFFICE, note="cannot add")
     assert scene.lines[0] == "the guest's addresses cannot be changed: cannot add"
+    # What it does not have is not used
+    assert IP("198.51.100.7").packed not in scene.translation.own
+    assert scene.responder.dhcp.address == IP("192.0.2.5").packed
+    scene.report(OFFICE, guest=OFFICE)
     assert scene.policy.guest4 == IP("198.51.100.7").packed
     assert scene.policy.guest6 == IP("2001:db8:1::7").packed
     assert scene.translation.redirect[IP("198.51.100.1").packed] == "127.0.0.1"
@@ -152,13 +159,13 @@ def test_another_network_that_the_guest_is_given(scene):
     assert scene.responder.dhcp.address == IP("198.51.100.7").packed
     assert scene.rules.broadcasts == {IP("198.51.100.255").packed}
     assert scene.tap.source4 == IP("198.51.100.1").packed
-    scene.report(NOWHERE)
+    scene.report(NOWHERE, guest=OFFICE)
     assert scene.policy.guest4 == IP("198.51.100.7").packed
 
 
 def test_a_guest_without_a_network_gets_one():
     scene = Scene(NOWHERE, config_net=True)
-    scene.report(OFFICE)
+    scene.report(OFFICE, guest=OFFICE)
     assert scene.policy.guest6 == IP("2001:db8:1::7").packed
     assert IP("2001:db8:1::7").packed in scene.translation.own
     scene.close()
@@ -171,7 +178,7 @@ def test_without_a_tap():
         scene.ours, config, HOME, SERVERS, assemble._makers(config),
         Made(scene.translation, scene.policy), Log(quiet=True),
     )  # fmt: skip
-    scene.follower.send(report(State(OTHERS, OFFICE), ""))
+    scene.follower.send(report(State(OTHERS, OFFICE), "", HOME))
     changes.on_ready()
     assert scene.translation.dns[IP("10.1.1.1").packed] == "198.51.100.53"
     scene.close()
@@ -193,37 +200,48 @@ def test_who_is_given_the_hosts_addresses():
     assert followed(Config(config_net=True), Template(None, NOWHERE.ipv6)) == [6]
 
 
-def test_what_a_guest_has_after_a_change():
-    assert HOME.updated(OFFICE) == OFFICE
-    assert HOME.updated(NOWHERE) == HOME
-    assert HOME.updated(Template(OFFICE.ipv4, NOWHERE.ipv6)) == Template(OFFICE.ipv4, HOME.ipv6)
-
-
 def test_a_report_has_a_bound():
     """However much a host has: one message, and what matters in it."""
     many = tuple(ipaddress.ip_interface(f"10.{n // 250}.{n % 250}.1/24") for n in range(5000))
     routes = tuple(Route(f"10.{n // 250}.{n % 250}.0/24", None, None, 0) for n in range(5000))
     assert HOME.ipv4 is not None
     crowd = Template(HOME.ipv4._replace(addresses=many, routes=routes), HOME.ipv6)
-    text = "search " + " ".join(f"{n}.{'x' * 240}" for n in range(5000)) + f" {'y' * 70000}\n"
+    text = "search " + " ".join(f"{n}.{chr(0x1F600) * 240}" for n in range(5000)) + f" {'y' * 70000}\n"
     text += "nameserver 192.0.2.1\n" * 5000
-    message = report(State(names.parse(text), crowd), "")
+    message = report(State(names.parse(text), crowd), "x" * 10000, crowd)
     assert len(message) < REPORT_MAX
-    state, note = read_report(message)
+    state, note, _ = read_report(message)
     assert state.template.ipv4 is not None
-    assert len(state.template.ipv4.addresses) == ADDRESSES_MAX and not note
+    assert len(state.template.ipv4.addresses) == ADDRESSES_MAX and len(note) == NOTE_MAX
     assert state.names.servers[0] == IP("192.0.2.1")
 
 
 def test_the_way_to_a_file(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "file").touch()
-    (tmp_path / "link").symlink_to("run/file")
+    """Links of folders are looked at, too: they may be the ones that change."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "file").touch()
+    (tmp_path / "now").symlink_to("v1")
+    (tmp_path / "link").symlink_to("now/../now/file")
     (tmp_path / "first").symlink_to(tmp_path / "link")
-    ways = [str(tmp_path / name) for name in ("first", "link", "run/file")]
+    ways = [str(tmp_path / name) for name in ("first", "link", "now", "now", "v1/file")]
     assert list(follow._way(str(tmp_path / "first"))) == ways
+    (tmp_path / "dangling").symlink_to("none/file")
+    assert list(follow._way(str(tmp_path / "dangling")))[-1] == str(tmp_path / "none" / "file")
     (tmp_path / "loop").symlink_to("loop")
-    assert len(list(follow._way(str(tmp_path / "loop")))) == follow.LINKS_MAX
+    assert len(list(follow._way(str(tmp_path / "loop")))) <= follow.LINKS_MAX + 2
+
+
+@pytest.mark.parametrize("kind", ("fifo", "folder", "device", "nothing"))
+def test_a_resolv_conf_that_is_no_file(tmp_path, monkeypatch, kind):
+    path = tmp_path / "resolv.conf"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    monkeypatch.setattr(names, "PATH", str(path))
+    assert names.read_host(Config()) == HostNames()
 
 
 def test_events_of_inotify():

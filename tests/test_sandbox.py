@@ -271,7 +271,9 @@ def test_what_the_filter_says(machine, role):
             assert said == (ALLOW if number in allowed else EPERM), number
             assert verdict(machine, number, role=role, kill=True) == (ALLOW if number in allowed else KILL)
     for name, number in DANGEROUS.get(machine, {}).items():
-        assert verdict(machine, number, role=role) == (ALLOW if name in NEEDED.get(role, ()) else EPERM), name
+        assert verdict(machine, number, role=role) == (ALLOW if name in NEEDED.get(role, ()) else EPERM), (
+            name
+        )
     assert verdict(machine, numbers["read"], arch=0x40000003) == EPERM  # another machine's numbers
     if machine == "x86_64":
         assert verdict(machine, seccomp.X32_BIT) == EPERM

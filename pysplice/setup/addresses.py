@@ -12,15 +12,17 @@ from typing import Any
 
 from ..config import Config, ConfigError, IPAddress
 from ..config.values import MTU_DEFAULT
-from .netlink import Netlink, NetlinkError
+from .netlink import TABLE_MAIN, Netlink, NetlinkError
 from .template import Family, IPInterface, Route, Template
 
-TABLE_MAIN = 254
 UNICAST = 1  # RTN_UNICAST
 IFA_F_NODAD = 0x02
 IFA_F_DEPRECATED = 0x20
 RTNH_F_ONLINK = 4
 RTPROT_BOOT = 3  # as ip(8) has it
+RT_SCOPE_LINK = 253
+IPV6_METRIC = 1024  # of a route that has been given none (IP6_RT_PRIO_USER)
+OLD_ADDRESSES = 4  # of each version, that stay on the tap when the host has others
 
 # What the guest gets where the host has no usable interface: pasta's local mode
 LOCAL4 = ipaddress.IPv4Interface("169.254.2.1/16")
@@ -151,14 +153,15 @@ def _template_index(config: Config, version: int, routes: list[Any]) -> int:
     return 0
 
 
-def _addresses(netlink: Netlink, family: int, index: int) -> list[IPInterface]:
+def _addresses(netlink: Netlink, family: int, index: int, deprecated: bool = False) -> list[IPInterface]:
+    """The addresses of an interface but link-local ones; those that are deprecated, or those that are not."""
     found = []
     for message in netlink.addresses(family):
         flags = message.get("flags") or 0
         text = message.get("local") or message.get("address")
         address = ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
         local = address.is_loopback or (address.version == 6 and address.is_link_local)
-        if message["index"] == index and not flags & IFA_F_DEPRECATED and not local:
+        if message["index"] == index and bool(flags & IFA_F_DEPRECATED) == deprecated and not local:
             found.append(address)
     return found
 
@@ -229,6 +232,7 @@ def found(ifname: str) -> dict[str, Any]:
         listed, routes = [], []
         for family in (socket.AF_INET, socket.AF_INET6):
             listed += [str(address) for address in _addresses(netlink, family, index)]
+            listed += [str(address) for address in _addresses(netlink, family, index, deprecated=True)]
             for message in netlink.routes(family):
                 if message["type"] == UNICAST and _oif(message) == index:
                     route = _route(message)
@@ -236,35 +240,62 @@ def found(ifname: str) -> dict[str, Any]:
         return {"mac": netlink.link(index).get("address"), "addresses": listed, "routes": routes}
 
 
-def change(before: Template, now: Template, ifname: str) -> None:
-    """Give the tap what `now` has instead of `before`; raises ConfigError.
+def change(old: Family, new: Family, ifname: str) -> None:
+    """Give the tap what `new` has instead of `old`; raises ConfigError.
 
-    An address that the host has lost stays, for the connections that use it, but new ones do not.  A version of which
-    the host has nothing now stays as it is.
+    An address that the host has lost stays for the connections that use it, but new ones do not; of such addresses the
+    last OLD_ADDRESSES stay.  Where IPv6 is switched off in the namespace nothing is done.
     """
+    version = new.addresses[0].version if new.addresses else 0
     with Netlink() as netlink:
         index = socket.if_nametoindex(ifname)
-        for old, new in ((before.ipv4, now.ipv4), (before.ipv6, now.ipv6)):
-            if old is None or new is None or not new.online or old == new:
-                continue
+        try:
+            for address in new.addresses:
+                netlink.add_address(index, address, _flags(address), True)
             for address in old.addresses:
                 if address not in new.addresses:
-                    _prefer(netlink, index, ifname, address, False)
-            for address in new.addresses:
-                _prefer(netlink, index, ifname, address, True)
-            _add_routes(netlink, index, ifname, new, str(new.addresses[0].ip) if new.addresses else "")
-            for route in old.routes:
-                if route not in new.routes:
-                    with contextlib.suppress(NetlinkError):  # it may be gone, or replaced
-                        netlink.delete_route(*_route_message(index, route))
+                    netlink.add_address(index, address, _flags(address), False)
+        except NetlinkError as e:
+            if version == 6 and e.errno in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP):
+                return
+            raise ConfigError(f"cannot change the addresses of {ifname}: {e.strerror}") from None
+        # Before the new ones come: one of them may be the same to the kernel as an old one
+        wanted = {_effective(route) for route in new.routes}
+        for route in old.routes:
+            if _effective(route) not in wanted:
+                with contextlib.suppress(NetlinkError):  # it may be gone
+                    netlink.delete_route(
+                        *_route_message(index, route._replace(metric=_effective(route)[2]))
+                    )
+        _add_routes(netlink, index, ifname, new, str(new.addresses[0].ip) if new.addresses else "")
+        for address in new.addresses:
+            _prefer_network(netlink, index, address)
+        if version:
+            family = socket.AF_INET if version == 4 else socket.AF_INET6
+            # Or the first address of a network would take the others with it
+            _sysctl(f"/proc/sys/net/ipv4/conf/{ifname}/promote_secondaries", "1")
+            for address in _addresses(netlink, family, index, deprecated=True)[:-OLD_ADDRESSES]:
+                with contextlib.suppress(NetlinkError):
+                    netlink.delete_address(index, address)
 
 
-def _prefer(netlink: Netlink, index: int, ifname: str, address: IPInterface, preferred: bool) -> None:
-    """Have an address on the tap; `preferred`: for new connections, too."""
-    try:
-        netlink.add_address(index, address, IFA_F_NODAD if address.version == 6 else 0, preferred)
-    except NetlinkError as e:
-        raise ConfigError(f"cannot add {address} to {ifname}: {e.strerror}") from None
+def _flags(address: IPInterface) -> int:
+    """The flags of an address that the tap gets."""
+    return IFA_F_NODAD if address.version == 6 else 0
+
+
+def _effective(route: Route) -> tuple[str, str | None, int]:
+    """What makes two routes the same to the kernel."""
+    default = IPV6_METRIC if ":" in route.destination else 0
+    return route.destination, route.gateway, default if route.metric is None else route.metric
+
+
+def _prefer_network(netlink: Netlink, index: int, address: IPInterface) -> None:
+    """Have connections to an address's own network come from that address, not from an older one."""
+    if address.version == 4 and address.network.prefixlen < 32:
+        fields, attributes = _route_message(index, Route(str(address.network), None, None, RT_SCOPE_LINK))
+        with contextlib.suppress(NetlinkError):
+            netlink.add_route(fields, [*attributes, ("RTA_PREFSRC", str(address.ip))], replace=True)
 
 
 def _do(what: str, ifname: str, call: Any, *args: Any, **kwargs: Any) -> None:
@@ -305,7 +336,7 @@ def _add_routes(netlink: Netlink, index: int, ifname: str, family: Family, sourc
         for route in waiting:
             try:
                 fields, attributes = _route_message(index, route, onlink)
-                if source:
+                if source and route.gateway is not None:
                     attributes.append(("RTA_PREFSRC", source))
                 netlink.add_route(fields, attributes, bool(source))
             except NetlinkError as e:

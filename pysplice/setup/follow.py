@@ -9,11 +9,11 @@ guest's namespace.  It reads nothing that the guest or the serving process can w
 
 # system calls (follower): poll ppoll recvfrom sendto sendmsg socket bind getsockname getpeername ioctl fcntl
 # system calls (follower): inotify_init1 inotify_add_watch clock_nanosleep openat open stat lstat statx readlink
-# system calls (follower): readlinkat lseek getdents64 pread64 getcwd uname
+# system calls (follower): readlinkat lseek getdents64 pread64 getcwd uname setsockopt
 # system calls (configurator): poll ppoll recvfrom recvmsg sendto sendmsg socket socketpair bind getsockname getpeername
 # system calls (configurator): ioctl fcntl inotify_init1 inotify_add_watch clock_nanosleep openat open stat lstat statx
 # system calls (configurator): readlink readlinkat lseek getdents64 pread64 getcwd
-# system calls (configurator): fork clone wait4 setns prctl capget capset set_robust_list rseq uname
+# system calls (configurator): fork clone wait4 setns prctl capget capset set_robust_list rseq uname setsockopt
 
 import contextlib
 import json
@@ -23,26 +23,36 @@ import signal
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 from ..config import Config, ConfigError
 from . import background, children, files, join, libc, names, privileges, sandbox, seccomp
-from .template import Family, Template
+from .template import Template
 
 # rtnetlink(7): links, and addresses and routes of both versions
 GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 EVENTS_BYTES = 65536
 EVENT = struct.Struct("iIII")  # struct inotify_event, without its name
-CHANGED = libc.IN_CLOSE_WRITE | libc.IN_CREATE | libc.IN_MOVED_TO | libc.IN_DELETE | libc.IN_MOVED_FROM
+CHANGED = (
+    libc.IN_CLOSE_WRITE
+    | libc.IN_ATTRIB
+    | libc.IN_CREATE
+    | libc.IN_MOVED_TO
+    | libc.IN_DELETE
+    | libc.IN_MOVED_FROM
+)
 LINKS_MAX = 8
 ADDRESSES_MAX = 64  # of each version, in a report
+NOTE_MAX = 1000  # characters
 REPORT_MAX = 65536
 
 # A change is rarely alone: wait until nothing has happened for QUIET seconds, at most for PATIENCE; and spend no more
-# than a BUSY-th of the time on looking (at most PAUSE_MAX seconds are waited), where routes change all the time
-QUIET, PATIENCE, BUSY, PAUSE_MAX = 0.2, 2.0, 20, 10.0
+# than a BUSY-th of the time on looking (at most PAUSE_MAX seconds are waited), where routes change all the time.  What
+# the guest could not be given is tried again after RETRY.
+QUIET, PATIENCE, BUSY, PAUSE_MAX, RETRY = 0.2, 2.0, 20, 60.0, 10.0
 
 
 class State(NamedTuple):
@@ -52,18 +62,25 @@ class State(NamedTuple):
     template: Template
 
 
-def report(state: State, note: str) -> bytes:
-    """A message to the serving process, which needs no routes; `note`: why the guest could not be configured."""
-    template = state.template.without_routes(ADDRESSES_MAX)
-    fields = {"names": state.names.to_json(), "template": template.to_json(), "note": note}
-    return json.dumps(fields).encode()
+def report(state: State, note: str, guest: Template) -> bytes:
+    """A message to the serving process, which needs no routes.
+
+    `note`: why the guest could not be configured, or empty; `guest`: what it has.
+    """
+    fields = {
+        "names": state.names.to_json(),
+        "template": state.template.without_routes(ADDRESSES_MAX).to_json(),
+        "guest": guest.without_routes(ADDRESSES_MAX).to_json(),
+        "note": note[:NOTE_MAX],
+    }
+    return json.dumps(fields, ensure_ascii=False).encode()
 
 
-def read_report(message: bytes) -> tuple[State, str]:
+def read_report(message: bytes) -> tuple[State, str, Template]:
     """The inverse of report()."""
     fields = json.loads(message)
     state = State(names.HostNames.from_json(fields["names"]), Template.from_json(fields["template"]))
-    return state, str(fields["note"])
+    return state, str(fields["note"]), Template.from_json(fields["guest"])
 
 
 def start(config: Config, net_fd: int, user_fd: int) -> socket.socket:
@@ -105,23 +122,30 @@ def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> 
             os.close(fd)
         sandbox.enter(sandbox.FOLLOWER, empty=False)
     seen = State(names.HostNames.from_json(fields["names"]), template)
-    while host.wait(control):
-        from . import addresses  # not before it is needed, and not as a part of what a look costs
+    wait = None  # until the next look, where nothing happens
+    while host.wait(control, wait):
+        from . import addresses
 
         began = time.process_time()
-        now = host.look(config, seen)
+        now, notes, wait = host.look(config, seen), [], None
+        for version in versions:
+            before, after = template.family(version), now.template.family(version)
+            if before is None or after is None or not after.online or before == after:
+                continue
+            note = _in_guest(net_fd, user_fd, partial(addresses.change, before, after, ifname))
+            if note:
+                notes.append(note)
+                wait = RETRY
+            else:
+                template = template.replaced(version, after)
         if now != seen:
-            note = ""
-            if versions and now.template != seen.template:
-                before, after = _only(template, versions), _only(now.template, versions)
-                note = _in_guest(net_fd, user_fd, partial(addresses.change, before, after, ifname))
-                template = template.updated(now.template)
             try:
-                control.send(report(now, note))
+                control.send(report(now, "; ".join(notes), template))
             except OSError:
                 break
             seen = now
-        time.sleep(min((time.process_time() - began) * BUSY, PAUSE_MAX))
+        if host.is_gone(control, min((time.process_time() - began) * BUSY, PAUSE_MAX)):
+            break
     return 0
 
 
@@ -163,8 +187,14 @@ class _Host:
             self._inotify, os.path.realpath(names.PATH), libc.IN_CLOSE_WRITE | libc.IN_DELETE_SELF
         )
 
-    def wait(self, control: socket.socket) -> bool:
-        """Wait for changes and then for quiet; False once the other end of `control` is closed."""
+    def is_gone(self, control: socket.socket, seconds: float) -> bool:
+        """Wait so long; True once the other end of `control` is closed."""
+        poll = select.poll()
+        poll.register(control, 0)
+        return bool(poll.poll(seconds * 1000))
+
+    def wait(self, control: socket.socket, most: float | None) -> bool:
+        """Wait for changes and then for quiet, or for `most` seconds; False once the other end is closed."""
         poll = select.poll()
         poll.register(control, 0)  # for its end alone
         poll.register(self._netlink, select.POLLIN)
@@ -172,10 +202,12 @@ class _Host:
             poll.register(self._inotify, select.POLLIN)
         until: float | None = None
         while True:
-            left = None if until is None else max(min(until - time.monotonic(), QUIET), 0) * 1000
-            ready = [fd for fd, _ in poll.poll(left)]
+            left = most if until is None else max(min(until - time.monotonic(), QUIET), 0)
+            ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
             if control.fileno() in ready:
                 return False
+            if not ready and until is None:
+                return True
             if self._drain(ready) and until is None:
                 until = time.monotonic() + PATIENCE
             elif until is not None and (not ready or time.monotonic() >= until):
@@ -201,7 +233,7 @@ class _Host:
         return matters
 
     def look(self, config: Config, before: State) -> State:
-        """What there is now; what cannot be read counts as unchanged."""
+        """What there is now; addresses that cannot be read count as unchanged."""
         from . import addresses
 
         self._watch_names()
@@ -212,13 +244,24 @@ class _Host:
 
 
 def _way(path: str) -> Iterator[str]:
-    """A path, and where it leads link by link."""
-    for _ in range(LINKS_MAX):
-        yield path
+    """The links on the way to a file, those of folders too, and the file in the end."""
+    at, ahead, links = "/", deque(path.split("/")), 0
+    while ahead and links <= LINKS_MAX:
+        name = ahead.popleft()
+        if name in ("", "."):
+            continue
+        here = os.path.dirname(at) if name == ".." else os.path.join(at, name)
         try:
-            path = os.path.join(os.path.dirname(path), os.readlink(path))
+            target = os.readlink(here)
         except OSError:
-            return
+            at = here
+            continue
+        yield here
+        links += 1
+        ahead.extendleft(reversed(target.split("/")))
+        if target.startswith("/"):
+            at = "/"
+    yield at
 
 
 def _events(data: bytes) -> Iterator[bytes]:
@@ -249,12 +292,3 @@ def _in_guest(net_fd: int, user_fd: int, call: Callable[[], object]) -> str:
         ours.close()
         os.waitpid(pid, 0)
     return ""
-
-
-def _only(template: Template, versions: list[int]) -> Template:
-    """A template without the versions that are not followed."""
-
-    def part(version: int, family: Family | None) -> Family | None:
-        return family if version in versions else None
-
-    return Template(part(4, template.ipv4), part(6, template.ipv6))

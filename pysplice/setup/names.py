@@ -5,7 +5,9 @@ Owns nothing.  Imports `config`.
 
 import contextlib
 import ipaddress
+import os
 import re
+import stat
 from typing import Any, NamedTuple
 
 from ..config import Config, ConfigError, IPAddress
@@ -77,8 +79,12 @@ def parse(text: str) -> HostNames:
 def read_host(config: Config) -> HostNames:
     """What the host's resolv.conf has, if that matters with these options."""
     if (config.dns is None or config.search is None) and not config.splice_only:
-        with contextlib.suppress(OSError), open(PATH, encoding="utf-8", errors="replace") as file:
-            return parse(file.read(SIZE_MAX))
+        with contextlib.suppress(OSError):
+            # A FIFO would have us wait
+            fd = os.open(PATH, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, encoding="utf-8", errors="replace") as file:
+                if stat.S_ISREG(os.fstat(fd).st_mode):
+                    return parse(file.read(SIZE_MAX))
     return HostNames()
 
 

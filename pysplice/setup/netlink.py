@@ -5,6 +5,7 @@ imports an event loop and all of its modules, which takes four times as long as 
 package is registered without running its __init__, and only three messages are imported.
 """
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -35,7 +36,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402
 
 # linux/rtnetlink.h, linux/netlink.h
 RTM_NEWLINK, RTM_GETLINK = 16, 18
-RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK = 0x001, 0x004
@@ -43,6 +44,8 @@ NLM_F_DUMP = 0x300
 NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE = 0x400, 0x200, 0x100
 FOREVER = 0xFFFFFFFF  # a lifetime of an address
 IFF_UP = 1
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
+TABLE_MAIN = 254
 RECEIVE_BYTES = 1 << 17
 
 
@@ -56,6 +59,8 @@ class Netlink:
     def __init__(self) -> None:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
         self._sock.bind((0, 0))
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._sequence = 0
 
     def __enter__(self) -> "Netlink":
@@ -91,9 +96,10 @@ class Netlink:
                 yield part
 
     def routes(self, family: int) -> list[Any]:
-        """All routes of the address family, of all tables."""
+        """The routes of the address family in the main table; older kernels give those of all tables."""
         message = rtmsg()
         message["family"] = family
+        message["table"] = TABLE_MAIN
         return [_decoded(rtmsg, part) for part in self._ask(message, RTM_GETROUTE, NLM_F_DUMP)]
 
     def addresses(self, family: int) -> list[Any]:
@@ -109,6 +115,15 @@ class Netlink:
         for part in self._ask(message, RTM_GETLINK, NLM_F_ACK):
             return _decoded(ifinfmsg, part)
         raise NetlinkError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    def delete_address(self, index: int, address: Any) -> None:
+        """Delete an address of an interface."""
+        message = ifaddrmsg()
+        message["index"] = index
+        message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        message["prefixlen"] = address.network.prefixlen
+        message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
+        self._run(message, RTM_DELADDR, 0)
 
     def set_link(self, index: int, up: bool = False, **attributes: Any) -> None:
         """Change an interface; `attributes` have the kernel's names without IFLA_, in small letters."""

@@ -83,13 +83,13 @@ class Template(NamedTuple):
 
         return Template(brief(self.ipv4), brief(self.ipv6))
 
-    def updated(self, now: "Template") -> "Template":
-        """What a guest has after a change to `now`: of a version for which the host has nothing, what it had before."""
+    def family(self, version: int) -> Family | None:
+        """One version of IP."""
+        return self.ipv4 if version == 4 else self.ipv6
 
-        def pick(before: Family | None, after: Family | None) -> Family | None:
-            return after if after is not None and after.online else before
-
-        return Template(pick(self.ipv4, now.ipv4), pick(self.ipv6, now.ipv6))
+    def replaced(self, version: int, family: Family) -> "Template":
+        """The same with another family."""
+        return self._replace(ipv4=family) if version == 4 else self._replace(ipv6=family)
 
     def to_json(self) -> dict[str, Any]:
         """What json.dumps() takes."""

@@ -220,6 +220,11 @@ def test_another_network(world, follow):
     assert process.poll() is None
 
 
+def source(world) -> str:
+    """What the guest's kernel says of the way to somewhere outside."""
+    return world.guest.run("ip", "route", "get", "192.0.2.1", check=False).stdout
+
+
 def test_back_again(world):
     """A network that goes and comes again: the guest's address is used for new connections again."""
     process = world.pysplice("--config-net", "--follow-host", *NONE)
@@ -238,7 +243,7 @@ def test_back_again(world):
     world.host.run("ip", "addr", "add", f"{world.HOST4}/24", "dev", "veth0")
     world.host.run("ip", "addr", "del", f"{host4}/24", "dev", "veth0")
     world.host.run("ip", "route", "replace", "default", "via", world.GATEWAY4)
-    until(lambda: f"src {world.HOST4}" in world.guest.run("ip", "route", "get", "192.0.2.1").stdout)
+    until(lambda: f"src {world.HOST4}" in source(world))
     assert "deprecated" not in world.guest.run("ip", "addr", "show", "to", world.HOST4).stdout
     assert reaches(world, world.REMOTE4) == world.HOST4
     # Without a network the guest keeps what it has
@@ -343,3 +348,65 @@ def test_in_the_background(world, tmp_path):
     until(lambda: reaches(world, NEW_REMOTE4) == NEW4)
     os.kill(number, signal.SIGTERM)
     until(lambda: not os.path.exists(f"/proc/{number}"))
+
+
+def test_a_router_at_fe80_1(world):
+    """The placeholder of a guest that began offline is, to the kernel, the same route as the host's is then."""
+    world.host.run("ip", "addr", "flush", "dev", "veth0", "scope", "global")
+    process = world.pysplice("--config-net", *NONE)
+    world.host.run("ip", "-6", "addr", "add", f"{world.HOST6}/64", "dev", "veth0", "nodad")
+    world.host.run("ip", "-6", "route", "replace", "default", "via", "fe80::1", "dev", "veth0")
+    until(lambda: f"inet6 {world.HOST6}/64" in addresses(world))
+    time.sleep(0.3)
+    routes = world.guest.run("ip", "-6", "route").stdout
+    assert "default via fe80::1 dev tap0" in routes and f"src {world.HOST6}" in routes
+    assert process.poll() is None
+
+
+def test_a_guest_in_which_it_cannot_be_done(world, monkeypatch):
+    """Its tap is down: that is said, the other version is not affected, and it is tried again."""
+    process = world.pysplice("--config-net", "--follow-host", *NONE)
+    log: list[str] = []
+    lines_of(process, log)
+    time.sleep(0.5)
+    world.guest.run("ip", "link", "set", "tap0", "down")
+    world.host.run("ip", "addr", "add", "10.99.0.9/24", "dev", "veth0")
+    world.host.run("ip", "addr", "del", f"{world.HOST4}/24", "dev", "veth0")
+    world.host.run("ip", "addr", "replace", "10.99.0.9/24", "dev", "veth0")
+    world.host.run("ip", "route", "replace", "default", "via", world.GATEWAY4)
+    until(lambda: said(log, "the guest's addresses cannot be changed: cannot add route"))
+    world.guest.run("ip", "link", "set", "tap0", "up")
+    until(
+        lambda: "src 10.99.0.9" in world.guest.run("ip", "route", "get", "192.0.2.1", check=False).stdout,
+        20,
+    )
+    assert process.poll() is None
+
+
+def test_a_namespace_without_ipv6(world):
+    process = world.pysplice("--config-net", "--follow-host", *NONE)
+    log: list[str] = []
+    lines_of(process, log)
+    world.guest.sysctl("net.ipv6.conf.tap0.disable_ipv6", "1")
+    move(world)
+    until(lambda: f"inet {NEW4}/24" in addresses(world))
+    assert reaches(world, NEW_REMOTE4) == NEW4
+    assert not said(log, "cannot be changed")
+
+
+def test_old_addresses_have_a_bound(world):
+    process = world.pysplice("--config-net", "--follow-host", *NONE)
+    world.host.sysctl("net.ipv4.conf.all.promote_secondaries", "1")
+    before = world.HOST4
+    for n in range(20, 28):
+        now = f"10.99.0.{n}"
+        world.host.run("ip", "addr", "add", f"{now}/24", "dev", "veth0")
+        world.host.run("ip", "addr", "del", f"{before}/24", "dev", "veth0")
+        world.host.run("ip", "route", "replace", "default", "via", world.GATEWAY4)
+        until(lambda now=now: f"src {now}" in source(world))
+        # To hosts of its own network, too
+        near = world.guest.run("ip", "route", "get", world.REMOTE4).stdout
+        assert f"src {now}" in near
+        before = now
+    assert addresses(world, "-4").count("inet ") <= 6
+    assert process.poll() is None
