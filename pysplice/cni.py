@@ -20,11 +20,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from .config import Config, ConfigError
-from .setup import children, join, names
+from .config import Config, ConfigError, IPAddress
+from .config.ports import PORT_MAX
+from .setup import children, join, names, privileges
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
@@ -39,7 +40,7 @@ INCOMPATIBLE, UNSUPPORTED, ENVIRONMENT, IO_FAILURE, NOT_DECODED, INVALID, NOT_AV
     7,
     50,
 )
-NOT_STARTED, NOT_SERVED = 100, 101
+NOT_STARTED, NOT_SERVED, DEFECT = 100, 101, 999
 
 # As the specification has them
 CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -49,6 +50,7 @@ IFNAME = re.compile(r"[^\s/:\0]{1,15}")
 DNS_FORWARD = "169.254.1.1"  # where queries go, unless the network has name servers of its own
 START_TIMEOUT, STOP_TIMEOUT = 30.0, 10.0  # seconds
 INPUT_MAX = 16 << 20
+CMDLINE_MAX = 65536
 
 
 class Failure(Exception):
@@ -98,6 +100,13 @@ def main() -> NoReturn:
         answer = {"cniVersion": known, "code": e.code, "msg": e.message}
         if e.details:
             answer["details"] = e.details
+        status = 1
+    except Exception as e:
+        answer = {
+            "cniVersion": VERSIONS[-1],
+            "code": DEFECT,
+            "msg": f"internal error: {type(e).__name__}: {e}",
+        }
         status = 1
     else:
         status = 0
@@ -151,7 +160,7 @@ def _run(command: str, conf: dict[str, Any], version: str) -> dict[str, Any] | N
         if command == "CHECK":
             _check(request)
         else:
-            _delete(attachment)
+            _delete(attachment, _users(conf))
         return None
 
 
@@ -221,27 +230,58 @@ def _note(attachment: Attachment) -> str:
     return f"{_folder()}/{attachment.name}.json"
 
 
-def _namespace(attachment: Attachment) -> str:
-    """The namespace that was attached last; empty if that is not known."""
+def _attached(attachment: Attachment) -> object:
+    """Which namespace was attached last, as _identity() has it; None if that is not known."""
     try:
         with open(_note(attachment), encoding="utf-8") as file:
-            return str(json.load(file)["netns"])
+            return json.load(file)["identity"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
 
 
-def _processes(attachment: Attachment) -> list[int]:
-    """The processes that serve an attachment."""
+def _identity(netns: str) -> list[int]:
+    """Which namespace this is, whatever its path; raises Failure."""
+    try:
+        found = os.stat(netns)
+    except OSError as e:
+        raise Failure(ENVIRONMENT, f"CNI_NETNS: {netns}: {e.strerror}") from None
+    return [found.st_dev, found.st_ino]
+
+
+def _processes(attachment: Attachment, users: Collection[int]) -> list[int]:
+    """The processes of these users that serve an attachment."""
     marker = _control(attachment).encode()
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
-        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
+        # What a process calls itself is its own choice, and may be of any length: so its user is looked at first
+        with contextlib.suppress(OSError, ValueError):
+            if _user(name) not in users:
+                continue
+            with open(f"/proc/{name}/cmdline", "rb", buffering=0) as file:
+                words = file.read(CMDLINE_MAX).split(b"\0")
             if marker in words and words[words.index(marker) - 1] == b"--control":
                 found.append(int(name))
     return found
+
+
+def _user(pid: str) -> int:
+    """The real user of a process; raises OSError or ValueError."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Uid:"):
+                return int(line.split()[1])
+    raise ValueError
+
+
+def _users(conf: dict[str, Any]) -> frozenset[int]:
+    """The users that a pysplice of this network may run as: ours, and where we are root the one it changes to."""
+    try:
+        user = privileges.user_to_become(str(conf.get("runas") or ""))
+    except ConfigError as e:
+        raise Failure(INVALID, f"runas: {e}") from None
+    return frozenset((os.geteuid(),) if user is None else (os.geteuid(), user[0]))
 
 
 def _serves(attachment: Attachment) -> bool:
@@ -259,20 +299,27 @@ def _serves(attachment: Attachment) -> bool:
 
 
 def _add(request: Request) -> dict[str, Any]:
-    if not os.path.exists(request.netns):
-        raise Failure(ENVIRONMENT, f"CNI_NETNS: there is no {request.netns}")
+    attachment = request.attachment
+    identity = _identity(request.netns)
     if request.conf.get("prevResult"):
         raise Failure(INVALID, "this plugin is the first of a list: it takes no prevResult")
     options = _options(request)
-    if _namespace(request.attachment) != request.netns or not _serves(request.attachment):
-        _end(request.attachment)
-        _start(request, options)
+    users = _users(request.conf)
+    if _attached(attachment) == identity and _serves(attachment):
+        return _result(request)
+    _end(attachment, users)
+    # First of all, so that GC finds whatever is begun
     try:
-        with open(_note(request.attachment), "w", encoding="utf-8") as file:
-            json.dump(request.attachment._asdict() | {"netns": request.netns}, file)
+        with open(_note(attachment), "w", encoding="utf-8") as file:
+            json.dump(attachment._asdict() | {"netns": request.netns, "identity": identity}, file)
     except OSError as e:
-        raise Failure(IO_FAILURE, f"cannot write {_note(request.attachment)}: {e.strerror}") from None
-    return _result(request)
+        raise Failure(IO_FAILURE, f"cannot write {_note(attachment)}: {e.strerror}") from None
+    try:
+        _start(request, options)
+        return _result(request)
+    except Failure:
+        _delete(attachment, users)
+        raise
 
 
 def _start(request: Request, options: list[str]) -> None:
@@ -288,7 +335,6 @@ def _start(request: Request, options: list[str]) -> None:
             env=environment, cwd="/", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        _end(request.attachment)
         raise Failure(NOT_STARTED, "pysplice did not start in time") from None
     except OSError as e:
         raise Failure(NOT_STARTED, f"cannot start pysplice: {e.strerror}") from None
@@ -304,11 +350,16 @@ def _options(request: Request) -> list[str]:
         raise Failure(INVALID, "runtimeConfig is no object")
     words: list[str] = []
     if conf.get("runas"):
-        words += ["--runas", str(conf["runas"])]
-    if conf.get("mtu"):
+        words += ["--runas", *_texts({"runas": [conf["runas"]]}, "runas")]
+    if conf.get("mtu") is not None:
+        if not isinstance(conf["mtu"], int) or isinstance(conf["mtu"], bool):
+            raise Failure(INVALID, f"mtu: {conf['mtu']!r} is no number")
         words += ["--mtu", str(conf["mtu"])]
-    for text in _texts(runtime, "ips"):
-        words += ["-a", str(_interface(text))]
+    wanted = [_interface(text) for text in _texts(runtime, "ips")]
+    if len({address.version for address in wanted}) < len(wanted):
+        raise Failure(UNSUPPORTED, "ips: there can be one address of each version of IP")
+    for address in wanted:
+        words += ["-a", str(address)]
     if not _dns(conf)["nameservers"]:
         words += ["--dns-forward", DNS_FORWARD]
     words += _published(runtime)
@@ -319,33 +370,47 @@ def _options(request: Request) -> list[str]:
 
 def _published(runtime: dict[str, Any]) -> list[str]:
     """-t and -u for the mappings of ports; raises Failure."""
-    words: list[str] = []
     mappings = runtime.get("portMappings") or []
     if not isinstance(mappings, list) or not all(isinstance(mapping, dict) for mapping in mappings):
         raise Failure(INVALID, "portMappings is no list of objects")
+    pairs: dict[tuple[str, str], None] = {}  # no pair twice
     for mapping in mappings:
         protocol = str(mapping.get("protocol") or "tcp").lower()
         option = {"tcp": "-t", "udp": "-u"}.get(protocol)
         if option is None:
             raise Failure(UNSUPPORTED, f"ports of {protocol} cannot be published")
-        host, container = mapping.get("hostPort"), mapping.get("containerPort")
-        if not host:
+        if not mapping.get("hostPort"):
             continue
-        where = str(mapping.get("hostIP") or "")
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(where).is_unspecified and "." in where:
-                where = ""
-        words += [option, f"{where}/{host}:{container}" if where else f"{host}:{container}"]
+        host, container = _port(mapping, "hostPort"), _port(mapping, "containerPort")
+        where = f"{_address(mapping['hostIP'])}/" if mapping.get("hostIP") else ""
+        pairs[option, f"{where}{host}:{container}"] = None
+    words = [word for pair in pairs for word in pair]
     for option in ("-t", "-u"):
         if option not in words:
             words += [option, "none"]
     return words
 
 
+def _port(mapping: dict[str, Any], name: str) -> int:
+    port = mapping.get(name)
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port <= PORT_MAX:
+        raise Failure(INVALID, f"{name}: {port!r} is no port")
+    return port
+
+
+def _address(text: Any) -> IPAddress:
+    try:
+        return ipaddress.ip_address(str(text))
+    except ValueError:
+        raise Failure(INVALID, f"hostIP: {text!r} is no address") from None
+
+
 def _texts(conf: dict[str, Any], name: str) -> list[str]:
     """A list of texts; raises Failure."""
     texts = conf.get(name) or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(
+        isinstance(text, str) and text.isprintable() for text in texts
+    ):
         raise Failure(INVALID, f"{name} is no list of texts")
     return texts
 
@@ -367,6 +432,12 @@ def _dns(conf: dict[str, Any]) -> dict[str, list[str]]:
                 found.setdefault(name, [])
                 found[name] = found[name] or _texts(dns, name) or _texts(dns, other)
     return {"nameservers": [], "search": [], "options": []} | found
+
+
+def _domain(conf: dict[str, Any]) -> str:
+    """The local domain of the network; empty if it has none."""
+    dns = conf.get("dns")
+    return str(dns.get("domain") or "") if isinstance(dns, dict) else ""
 
 
 # The result
@@ -421,9 +492,11 @@ def _result(request: Request) -> dict[str, Any]:
             "search": dns["search"] or list(host.search),
             "options": dns["options"],
         }
-    dns = {name: value for name, value in dns.items() if value}
+    told: dict[str, Any] = {name: value for name, value in dns.items() if value}
+    if _domain(request.conf):
+        told["domain"] = _domain(request.conf)
     if request.version in ("0.1.0", "0.2.0"):
-        return _old_result(request.version, ips, routes, dns)
+        return _old_result(request.version, ips, routes, told)
     interface = {"name": ifname, "mac": found["mac"], "sandbox": request.netns}
     if request.version in ("0.3.0", "0.3.1", "0.4.0"):
         ips = [{"version": str(_version(entry["address"])), **entry} for entry in ips]
@@ -432,12 +505,12 @@ def _result(request: Request) -> dict[str, Any]:
         "interfaces": [interface],
         "ips": ips,
         "routes": routes,
-        "dns": dns,
+        "dns": told,
     }
 
 
 def _old_result(
-    version: str, ips: list[dict[str, Any]], routes: list[dict[str, Any]], dns: dict[str, list[str]]
+    version: str, ips: list[dict[str, Any]], routes: list[dict[str, Any]], dns: dict[str, Any]
 ) -> dict[str, Any]:
     """The result as versions before 0.3.0 have it: one address of each version of IP."""
     result: dict[str, Any] = {"cniVersion": version, "dns": dns}
@@ -473,29 +546,47 @@ def _check(request: Request) -> None:
     previous = request.conf.get("prevResult")
     if not isinstance(previous, dict):
         raise Failure(INVALID, "prevResult is missing")
+    ips, interfaces = previous.get("ips") or [], previous.get("interfaces") or []
+    if not isinstance(ips, list) or not isinstance(interfaces, list):
+        raise Failure(INVALID, "prevResult is no result")
     found = _interfaces(request.netns, request.attachment.ifname)
-    for entry in previous.get("ips") or []:
-        address = entry.get("address") if isinstance(entry, dict) else None
+    ours = [
+        n
+        for n, interface in enumerate(interfaces)
+        if isinstance(interface, dict) and _is_ours(interface, request)
+    ]
+    for entry in ips:
+        if not isinstance(entry, dict) or entry.get("interface") not in (None, *ours):
+            continue  # of another plugin
+        address = entry.get("address")
         if address not in found["addresses"]:
             raise Failure(NOT_SERVED, f"{request.attachment.ifname} has no address {address}")
 
 
-def _delete(attachment: Attachment) -> None:
+def _is_ours(interface: dict[str, Any], request: Request) -> bool:
+    """True for the interface that this plugin has made, in a result."""
+    return interface.get("name") == request.attachment.ifname and bool(interface.get("sandbox"))
+
+
+def _delete(attachment: Attachment, users: Collection[int]) -> None:
     """End what serves an attachment; it is no error if nothing does."""
-    _end(attachment)
+    _end(attachment, users)
     for path in (_note(attachment), _control(attachment), _lock(attachment)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
-def _end(attachment: Attachment) -> None:
+def _end(attachment: Attachment, users: Collection[int]) -> None:
     """End the processes of an attachment; raises Failure if they do not end."""
     until = time.monotonic() + STOP_TIMEOUT
     number = signal.SIGTERM
-    while pids := _processes(attachment):
+    while pids := _processes(attachment, users):
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    os.kill(pid, number)
+                except PermissionError:
+                    raise Failure(IO_FAILURE, f"process {pid} is not ours to end") from None
         if time.monotonic() > until:
             if number == signal.SIGKILL:
                 raise Failure(IO_FAILURE, f"process {pids[0]} does not end")
@@ -508,7 +599,8 @@ def _collect(network: str, conf: dict[str, Any]) -> None:
     listed = conf.get("cni.dev/valid-attachments", conf.get("cni.dev/attachments"))
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise Failure(INVALID, "cni.dev/valid-attachments is missing")
-    valid = {(entry.get("containerID"), entry.get("ifname")) for entry in listed}
+    valid = [(entry.get("containerID"), entry.get("ifname")) for entry in listed]
+    users = _users(conf)
     folder = _folder()
     for name in os.listdir(folder):
         if not name.endswith(".json"):
@@ -521,7 +613,7 @@ def _collect(network: str, conf: dict[str, Any]) -> None:
             continue
         if attachment.network == network and (attachment.container, attachment.ifname) not in valid:
             with _locked(attachment):
-                _delete(attachment)
+                _delete(attachment, users)
 
 
 def _status() -> None:

@@ -242,8 +242,26 @@ ERRORS: dict[str, tuple[dict, int]] = {
     "a chain": ({"prevResult": {"ips": []}}, cni.INVALID),
     "no port": (
         {"runtimeConfig": {"portMappings": [{"hostPort": "x", "containerPort": 1}]}},
-        cni.NOT_STARTED,
+        cni.INVALID,
     ),
+    "a socket as a port": (
+        {"runtimeConfig": {"portMappings": [{"hostPort": "unix:/run/x", "containerPort": 1}]}},
+        cni.INVALID,
+    ),
+    "a socket as an address": (
+        {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "hostIP": "unix:/run"}]}},
+        cni.INVALID,
+    ),
+    "true as a port": (
+        {"runtimeConfig": {"portMappings": [{"hostPort": True, "containerPort": 1}]}},
+        cni.INVALID,
+    ),
+    "two addresses": ({"runtimeConfig": {"ips": ["10.1.1.1/24", "10.1.1.2/24"]}}, cni.UNSUPPORTED),
+    "an MTU": ({"mtu": {}}, cni.INVALID),
+    "a NUL": ({"options": ["a\0b"]}, cni.INVALID),
+    "a surrogate": ({"options": ["\ud800"]}, cni.INVALID),
+    "a user with a NUL": ({"runas": "x\0"}, cni.INVALID),
+    "no ips": ({"command": "CHECK", "prevResult": {"ips": 5}}, cni.NOT_SERVED),
     "another protocol": (
         {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "sctp"}]}},
         cni.UNSUPPORTED,
@@ -253,6 +271,7 @@ ERRORS: dict[str, tuple[dict, int]] = {
     "an option": ({"options": ["--nonsense"]}, cni.NOT_STARTED),
     "no options": ({"options": "x"}, cni.INVALID),
     "no list for GC": ({"command": "GC"}, cni.INVALID),
+    "no objects for GC": ({"command": "GC", "cni.dev/valid-attachments": [5]}, cni.INVALID),
 }
 
 
@@ -274,6 +293,79 @@ def test_a_port_that_is_taken(world, engine):
     assert answer["msg"] == "cannot listen on port 8080 (tcp): Address already in use"
     assert not serving(engine)
     assert "ips" in engine.call("ADD", world.guest.path, runtimeConfig=PORTS)
+
+
+def test_lists_of_lists_for_gc(world, engine):
+    assert engine.call("GC", **{"cni.dev/valid-attachments": [{"containerID": ["a"], "ifname": {}}]}) == {}
+
+
+def test_both_wildcards_and_the_same_twice(world, engine):
+    both = [
+        {"hostPort": 8090, "containerPort": 80, "hostIP": address} for address in ("::", "0.0.0.0", "::")
+    ]
+    assert "ips" in engine.call("ADD", world.guest.path, runtimeConfig={"portMappings": both})
+    with world.guest.listen("::", 80) as listener:
+        for host in (world.HOST4, world.HOST6):
+            with world.remote.connect(host, 8090):
+                accept(listener)[0].close()
+
+
+def test_an_add_that_was_killed(world, engine):
+    """GC ends what it has begun."""
+    process = engine.start("ADD", world.guest.path)
+    until(
+        lambda: engine.state.exists() and any(name.endswith(".json") for name in os.listdir(engine.state))
+    )
+    process.kill()
+    process.communicate()
+    until(lambda: "eth0" in world.guest.run("ip", "link").stdout)
+    assert engine.call("GC", **{"cni.dev/valid-attachments": []}) == {}
+    assert not serving(engine)
+
+
+def test_another_namespace_at_the_same_path(world, engine):
+    other = Namespace(f"{world.guest.name}-d")
+    path = f"/run/netns/{world.guest.name}-path"
+    Path(path).touch()
+    try:
+        for source in (world.guest.path, other.path):
+            subprocess.run(["umount", path], check=False, stderr=subprocess.DEVNULL)
+            subprocess.run(["mount", "--bind", source, path], check=True)
+            assert "ips" in engine.call("ADD", path)
+        assert "eth0" in other.run("ip", "link").stdout
+        assert "eth0" not in world.guest.run("ip", "link").stdout
+        assert engine.call("DEL", path) == {}
+    finally:
+        subprocess.run(["umount", path], check=False)
+        os.unlink(path)
+        other.delete()
+
+
+def test_addresses_that_the_host_has_lost(world, engine):
+    """The container still has them: it is healthy."""
+    result = engine.call("ADD", world.guest.path, options=["--follow-host"])
+    world.host.run("ip", "addr", "add", "10.99.0.9/24", "dev", "veth0")
+    world.host.run("ip", "addr", "del", f"{world.HOST4}/24", "dev", "veth0")
+    world.host.run("ip", "addr", "replace", "10.99.0.9/24", "dev", "veth0")
+    world.host.run("ip", "route", "replace", "default", "via", world.GATEWAY4)
+    until(lambda: "inet 10.99.0.9/24" in world.guest.run("ip", "addr").stdout)
+    assert engine.call("CHECK", world.guest.path, prevResult=result) == {}
+
+
+def test_what_others_call_themselves(monkeypatch, tmp_path):
+    """A process of another user's is not looked at, whatever its command line says."""
+    monkeypatch.setenv("PYSPLICE_CNI_STATE", str(tmp_path))
+    attachment = cni.Attachment("net", "box", "eth0")
+    words = [sys.executable, "-c", "import time; time.sleep(30)", "--control", cni._control(attachment)]
+    pretender = subprocess.Popen(words)
+    try:
+        until(lambda: cni._processes(attachment, {os.geteuid()}) == [pretender.pid])
+        assert cni._processes(attachment, {os.geteuid() + 1}) == []
+        cni._end(attachment, {os.geteuid() + 1})
+        assert pretender.poll() is None
+    finally:
+        pretender.kill()
+        pretender.wait()
 
 
 def test_status(world, engine):

@@ -620,15 +620,18 @@ def test_idle_costs_nothing(world):
 
 
 def test_the_process_that_serves_has_nothing(world, tmp_path):
-    """No files, no privileges but for low ports, and system calls that are filtered: it and its helper."""
+    """No files, no privileges but for low ports, and system calls that are filtered: it and the agent.
+
+    The follower reads files.
+    """
     process = world.pysplice("--config-net")
-    agents = children(process.pid)
-    assert len(agents) == 1
-    for pid in (process.pid, *agents):
-        assert os.listdir(f"/proc/{pid}/root/") == [] and os.readlink(f"/proc/{pid}/cwd") == "/"
+    agent, follower = children(process.pid)
+    for pid in (process.pid, agent, follower):
         status = Path(f"/proc/{pid}/status").read_text()
         assert "CapEff:\t0000000000000400" in status and "NoNewPrivs:\t1" in status
         assert "Seccomp:\t2" in status
+    for pid in (process.pid, agent):
+        assert os.listdir(f"/proc/{pid}/root/") == [] and os.readlink(f"/proc/{pid}/cwd") == "/"
         for name in ("mnt", "ipc", "uts"):
             assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
 
