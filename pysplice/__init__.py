@@ -4,7 +4,7 @@ The map.  Each room imports only rooms that stand below it; a test checks this l
 slash is a folder, and its __init__.py lists its files.
 
     __main__      the command: argv, set-up, exit status
-    cni           another command: the plugin of CNI, which starts the first one for each sandbox
+    cni/          another command: the plugin of CNI, which starts the first one for each sandbox
     assemble      the composition root: which planes and services of the link there are, and what values they get
     proxy         one tap and its planes: start; at the end it closes listeners and sets how long silence is borne
     control/      requests at run time: the server, the clients pesto and `pysplice ctl`, and the texts that they show

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pysplice import cni
+from pysplice.cni import __main__ as command
+from pysplice.cni import attachment as attachments
+from pysplice.cni import request as cni
 
 from ..support.namespaces import Namespace
 from .test_forward import accept, until
@@ -356,12 +358,18 @@ def test_what_others_call_themselves(monkeypatch, tmp_path):
     """A process of another user's is not looked at, whatever its command line says."""
     monkeypatch.setenv("PYSPLICE_CNI_STATE", str(tmp_path))
     attachment = cni.Attachment("net", "box", "eth0")
-    words = [sys.executable, "-c", "import time; time.sleep(30)", "--control", cni._control(attachment)]
+    words = [
+        sys.executable,
+        "-c",
+        "import time; time.sleep(30)",
+        "--control",
+        attachments.control_path(attachment),
+    ]
     pretender = subprocess.Popen(words)
     try:
-        until(lambda: cni._processes(attachment, {os.geteuid()}) == [pretender.pid])
-        assert cni._processes(attachment, {os.geteuid() + 1}) == []
-        cni._end(attachment, {os.geteuid() + 1})
+        until(lambda: attachments.processes(attachment, {os.geteuid()}) == [pretender.pid])
+        assert attachments.processes(attachment, {os.geteuid() + 1}) == []
+        attachments.end(attachment, {os.geteuid() + 1})
         assert pretender.poll() is None
     finally:
         pretender.kill()
@@ -396,6 +404,6 @@ def test_a_namespace_of_a_process(world, engine):
 
 def test_the_example_is_one(engine):
     conf = json.loads(EXAMPLE.read_text())
-    assert conf["cniVersion"] in cni.VERSIONS and cni.NETWORK.fullmatch(conf["name"])
+    assert conf["cniVersion"] in cni.VERSIONS and command.NETWORK.fullmatch(conf["name"])
     assert conf["plugins"][0]["type"] == "pysplice-cni"
     engine.state.mkdir()
