@@ -353,6 +353,11 @@ def test_updates_that_are_none(scene, text):
     assert scene.forwarding.rules == before
 
 
+def test_ctl_at_this_socket_is_no_update_that_was_refused(scene):
+    assert scene.update(b'{"do": "show"}\n')
+    assert not scene.refusals and not scene.lines
+
+
 def test_a_rule_twice(scene):
     assert scene.update(b"\1\0\0\0\2" + RULE_8081 * 2 + b"\0") == b"'8081' is there twice\n"
 
@@ -601,6 +606,15 @@ def test_a_server_that_ends_or_obeys_a_terminal(tmp_path, capsys):
     assert pesto.main([server.path]) == 0
     server.join()
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_server_that_says_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pesto, "GREETING_TIMEOUT", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        assert pesto.main([str(tmp_path / "s")]) == 1
+    assert "is this the socket of pysplice's --control, not -c?" in capsys.readouterr().err
 
 
 def test_a_reason_of_the_servers(tmp_path, capsys):

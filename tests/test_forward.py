@@ -296,7 +296,7 @@ def test_rules_from_elsewhere_mean_ephemeral_ports_too(on_host):
     on_host._open_timer.call()
     assert sorted(sockets(on_host)) == [9000, 9001]
     assert on_host.pieces() == [rule]
-    with pytest.raises(ConfigError, match="overlaps"):
+    with pytest.raises(ConfigError, match="is forwarded already"):
         on_host.change([(True, rule)])
     on_host.change([(False, rule)])
     assert not on_host.rules

@@ -104,6 +104,10 @@ def _run(command: str, conf: dict[str, Any], version: str) -> dict[str, Any] | N
         raise Failure(
             INCOMPATIBLE, f"version {version} is not supported", f"supported: {', '.join(VERSIONS)}"
         )
+    if "plugins" in conf:
+        raise Failure(
+            INVALID, "this is a list of plugins: a plugin gets one of them, with the name of the list"
+        )
     network = conf.get("name", "")
     if not isinstance(network, str) or not NETWORK.fullmatch(network):
         raise Failure(INVALID, "the network has no valid name")
@@ -179,7 +183,7 @@ def _start(request: Request, options: list[str]) -> None:
         raise Failure(NOT_STARTED, f"cannot start pysplice: {e.strerror}") from None
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no reason was given"]
-        raise Failure(NOT_STARTED, lines[-1].removeprefix("pysplice: "), "\n".join(lines[:-1]))
+        raise Failure(NOT_STARTED, lines[-1].removeprefix("pysplice: "))
 
 
 def _check(request: Request) -> None:

@@ -24,6 +24,7 @@ from . import tables
 from .tables import Table
 
 TIMEOUT = 10.0  # seconds without anything from the server
+GREETING_TIMEOUT = 4.0  # it may have other clients first
 ANSWER_MAX = 4096
 
 SHORT = "ADC:t:u:T:U:sdh"
@@ -153,7 +154,7 @@ def _run(options: list[tuple[str, str]], path: str, said: list[str]) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(TIMEOUT), 0))
         try:
             sock.connect(path)
-            sock.settimeout(TIMEOUT)
+            sock.settimeout(GREETING_TIMEOUT)
         except (OSError, ValueError) as e:
             raise Failure(f"Failed to connect to {path}: {getattr(e, 'strerror', None) or e}") from None
         if debug:
@@ -205,6 +206,10 @@ def _greeting(sock: socket.socket) -> list[Table]:
     except StopIteration as stop:
         shown: list[Table] = stop.value
         return shown
+    except TimeoutError:
+        raise Failure(
+            "No greeting from the server: is this the socket of pysplice's --control, not -c?"
+        ) from None
     except OSError as e:
         raise Failure(f"Error reading from control socket: {e.strerror or e}") from None
 

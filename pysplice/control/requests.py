@@ -73,6 +73,8 @@ def _changes(request: Any) -> list[tuple[bool, Rule]]:
     if what not in ("add", "del"):
         raise ConfigError(f"unknown request '{what}'")
     option, text = str(request["option"]), str(request["ports"])
-    if option not in OPTIONS or text == "none":
+    if option in OPTIONS and text == "none":
+        raise ConfigError(f"'{option} none' is no port to {what}")
+    if option not in OPTIONS:
         raise ConfigError(f"one of -t, -u, -T and -U and ports are needed, not '{option} {text}'")
     return [(what == "add", rule) for rule in parse(option, *OPTIONS[option], text)]

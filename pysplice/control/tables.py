@@ -53,6 +53,10 @@ ANY4 = bytes(10) + b"\xff\xff" + bytes(4)
 LOOPBACK = "lo"
 
 
+class NoUpdate(ConfigError):
+    """What a client says is none of this protocol."""
+
+
 class Table(NamedTuple):
     """The rules of one side, as a server shows them; `capabilities` are bits."""
 
@@ -140,7 +144,7 @@ def read_update() -> Reading[list[tuple[int, list[bytes]]]]:
     tables: list[tuple[int, list[bytes]]] = []
     while pif := (yield 1)[0]:
         if pif not in SIDES:
-            raise ConfigError(f"there is no table {pif}")
+            raise NoUpdate(f"there is no table {pif}")
         if len(tables) == TABLES_MAX:
             raise ConfigError("too many tables")
         (count,) = COUNT.unpack((yield COUNT.size))

@@ -76,6 +76,10 @@ class Update:
             if not self._feeder.feed(data):
                 return b"", True
             self._apply(self._feeder.result or [])
+        except tables.NoUpdate as e:
+            # Not from pesto at all: pysplice ctl at the wrong socket, for instance, which says so itself
+            self._log.debug(f"pesto: {e}")
+            return f"{e}\n".encode(), False
         except (ConfigError, OSError) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
             self._log.warning(f"pesto: {reason}; no port was changed")

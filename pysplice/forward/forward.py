@@ -156,6 +156,8 @@ class Forward:
         for other in self.rules:
             if not overlap(rule, other) or not self._ports(rule) & self._ports(other):
                 continue
+            if other == rule:
+                raise ConfigError(f"'{rule}' is forwarded already")
             if other.auto == rule.auto:
                 raise ConfigError(f"'{rule}' overlaps '{other}'")
             # Ports that are written out go before those that follow

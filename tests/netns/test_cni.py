@@ -241,6 +241,7 @@ ERRORS: dict[str, tuple[dict, int]] = {
     "a version to come": ({"cniVersion": "9.0.0"}, cni.INCOMPATIBLE),
     "no name": ({"name": ""}, cni.INVALID),
     "a path as a name": ({"name": "../x"}, cni.INVALID),
+    "a whole list": ({"plugins": [{"type": "pysplice-cni"}]}, cni.INVALID),
     "a chain": ({"prevResult": {"ips": []}}, cni.INVALID),
     "no port": (
         {"runtimeConfig": {"portMappings": [{"hostPort": "x", "containerPort": 1}]}},
