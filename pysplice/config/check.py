@@ -31,8 +31,6 @@ def _target(values: dict[str, Any], words: Sequence[str]) -> Target:
     netns, userns = values.get("netns"), values.get("userns")
     netns_only = values.get("netns_only", False)
     is_pid = len(words) == 1 and words[0].isascii() and words[0].isdigit()
-    if words[:1] == [""]:
-        raise ConfigError("the PID or COMMAND is empty")
     if netns and words:
         raise ConfigError("--netns goes with neither PID nor COMMAND")
     if userns and netns_only:
