@@ -72,7 +72,7 @@ class HostChanges:
         self._names = makers.names(host_names, first)
         self._makers = makers
         self._made = made
-        self._own = dict.fromkeys(made.translation.own)  # all that it has had
+        self._own = list(made.translation.own)  # what it has and has had, the latest last
         self._log = log
 
     def fileno(self) -> int:
@@ -127,8 +127,9 @@ class HostChanges:
         made, makers = self._made, self._makers
         made.translation.become(makers.translation(template, names))
         # The guest keeps some of the addresses that it has had
-        self._own |= dict.fromkeys(made.translation.own)
-        made.translation.own = frozenset(list(self._own)[-OWN_MAX:])
+        now = made.translation.own
+        self._own = [*(address for address in self._own if address not in now), *now][-OWN_MAX:]
+        made.translation.own = frozenset(self._own)
         ipv4, ipv6 = template.ipv4, template.ipv6
         if 4 in self._followed and ipv4 and ipv4.addresses:
             made.policy.guest4 = ipv4.addresses[0].ip.packed

@@ -160,7 +160,7 @@ def _add(request: Request) -> dict[str, Any]:
     try:
         _start(request, options)
         return result_of(request)
-    except Failure:
+    except BaseException:
         _delete(attachment, users)
         raise
 

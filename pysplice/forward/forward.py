@@ -72,9 +72,8 @@ class Forward:
         self._opening: dict[Rule, int] = {}  # ports that are still to be opened, as bits
         self._open_timer = loop.timer(self._open_some)
         self._scan_timer = loop.timer(self.scan)
-        self._late: list[Callable[[], object]] | None = (
-            None  # during a change: what has to wait for its end
-        )
+        # During a change: what has to wait for its end
+        self._late: list[Callable[[], object]] | None = None
         self._unfinished = False  # the last scan has left ports for the next one
         self._asked: set[tuple[str, int]] = set()  # of the agent: protocol and port
         self._complained: set[tuple[Rule, int]] = set()

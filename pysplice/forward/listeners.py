@@ -155,6 +155,8 @@ class Listeners:
 
     def _make_way(self, rule: Rule, port: int) -> bool:
         """Close sockets of ours that are in the way of a new one at this port; True if there were any."""
+        if rule.path:
+            return False
         if self._change is not None:
             aside = self._change.aside
             in_the_way = [

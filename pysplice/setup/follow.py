@@ -51,8 +51,10 @@ REPORT_MAX = 65536
 
 # A change is rarely alone: wait until nothing has happened for QUIET seconds, at most for PATIENCE; and spend no more
 # than a BUSY-th of the time on looking (at most PAUSE_MAX seconds are waited), where routes change all the time.  What
-# the guest could not be given is tried again after RETRY.
-QUIET, PATIENCE, BUSY, PAUSE_MAX, RETRY = 0.2, 2.0, 20, 60.0, 10.0
+# the guest could not be given is tried again after RETRY, and then ever less often.
+QUIET, PATIENCE, BUSY, PAUSE_MAX = 0.2, 2.0, 20, 60.0
+RETRY, RETRY_MAX = 10.0, 320.0
+READS_MAX = 64  # of events, before it is quiet again or not
 
 
 class State(NamedTuple):
@@ -122,6 +124,8 @@ def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> 
             os.close(fd)
         sandbox.enter(sandbox.FOLLOWER, empty=False)
     seen = State(names.HostNames.from_json(fields["names"]), template)
+    told = template  # what the serving process knows that the guest has
+    pause = RETRY
     wait = None  # until the next look, where nothing happens
     while host.wait(control, wait):
         from . import addresses
@@ -135,15 +139,18 @@ def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> 
             note = _in_guest(net_fd, user_fd, partial(addresses.change, before, after, ifname))
             if note:
                 notes.append(note)
-                wait = RETRY
             else:
                 template = template.replaced(version, after)
-        if now != seen:
+        if notes:
+            wait, pause = pause, min(2 * pause, RETRY_MAX)
+        else:
+            pause = RETRY
+        if now != seen or template != told:
             try:
                 control.send(report(now, "; ".join(notes), template))
             except OSError:
                 break
-            seen = now
+            seen, told = now, template
         if host.is_gone(control, min((time.process_time() - began) * BUSY, PAUSE_MAX)):
             break
     return 0
@@ -218,14 +225,10 @@ class _Host:
         matters = False
         if self._netlink.fileno() in ready:
             matters = True
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    try:
-                        self._netlink.recv(EVENTS_BYTES)
-                    except BlockingIOError:
-                        raise
-                    except OSError:
-                        pass  # so many that some are lost (ENOBUFS)
+            # Where there are so many that some are lost (ENOBUFS), the rest is read next time
+            with contextlib.suppress(OSError):
+                for _ in range(READS_MAX):
+                    self._netlink.recv(EVENTS_BYTES)
         if self._inotify in ready:
             with contextlib.suppress(OSError):
                 for name in _events(os.read(self._inotify, EVENTS_BYTES)):

@@ -14,7 +14,7 @@ import pytest
 
 from ..support.namespaces import PYSPLICE, Namespace, stop
 from ..support.transfer import transfer
-from .test_forward import NONE, accept, until
+from .test_forward import NONE, accept, open_to, until
 
 
 def lines_of(process: subprocess.Popen, into: list[str]) -> None:
@@ -365,7 +365,7 @@ def test_a_router_at_fe80_1(world):
 
 def test_a_guest_in_which_it_cannot_be_done(world, monkeypatch):
     """Its tap is down: that is said, the other version is not affected, and it is tried again."""
-    process = world.pysplice("--config-net", "--follow-host", *NONE)
+    process = world.pysplice("--config-net", "--follow-host", "-t", "8080:80", *NONE[2:])
     log: list[str] = []
     lines_of(process, log)
     time.sleep(0.5)
@@ -380,6 +380,10 @@ def test_a_guest_in_which_it_cannot_be_done(world, monkeypatch):
         lambda: "src 10.99.0.9" in world.guest.run("ip", "route", "get", "192.0.2.1", check=False).stdout,
         20,
     )
+    # And then it is known to be the guest's
+    with world.guest.listen("10.99.0.9", 80) as listener:
+        until(lambda: open_to(world.remote, "10.99.0.9", 8080))
+        accept(listener)[0].close()
     assert process.poll() is None
 
 
