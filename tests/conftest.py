@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # A system call that is not on the list of a process of ours ends it
     os.environ["PYSPLICE_SECCOMP"] = "kill"
-    _reason = namespaces.isolate()
+    _reason = namespaces.isolate(hasattr(config, "workerinput"))
 
 
 @pytest.fixture(scope="session")

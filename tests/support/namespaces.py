@@ -30,20 +30,25 @@ NETNS = "/run/netns"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def isolate() -> str:
-    """Move this process into namespaces of its own; the reason if that is not possible, else ''."""
+def isolate(is_worker: bool) -> str:
+    """Move this process into namespaces of its own; the reason if that is not possible, else ''.
+
+    A worker is a child of a process that has done so, and keeps that one's user namespace: it has threads, and such a
+    process cannot make one (unshare(2)).
+    """
     uid, gid = os.geteuid(), os.getegid()
-    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS):
+    if _libc.unshare((0 if is_worker else CLONE_NEWUSER) | CLONE_NEWNET | CLONE_NEWNS):
         return f"cannot make namespaces: {os.strerror(ctypes.get_errno())}"
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"0 {uid} 1"),
-        ("gid_map", f"0 {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+    if not is_worker:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"0 {uid} 1"),
+            ("gid_map", f"0 {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
     _libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None)
     if _libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, None):
         return f"cannot mount: {os.strerror(ctypes.get_errno())}"
