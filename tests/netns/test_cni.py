@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pysplice.cni import request as cni
 from ..support.namespaces import Namespace
 from .test_forward import accept, until
 
-PLUGIN = [sys.executable, "-m", "pysplice.cni"]
+PLUGIN = str(Path(sys.executable).with_name("pysplice-cni"))
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cni" / "10-pysplice.conflist"
 
 
@@ -38,7 +39,7 @@ class Engine:
         if command in ("ADD", "DEL", "CHECK"):
             env |= {"CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
         env |= {name: changes.pop(name) for name in list(changes) if name.startswith("CNI_")}
-        words = self.host.enter(*PLUGIN)
+        words = self.host.enter(PLUGIN)
         process = subprocess.Popen(words, stdin=-1, stdout=-1, stderr=-1, text=True, env=env)
         conf = changes.pop("text", None) or json.dumps(self.conf | changes)
         process.stdin.write(conf)
@@ -57,11 +58,13 @@ class Engine:
 
 
 @pytest.fixture
-def engine(world, tmp_path):
-    made = Engine(world.host, tmp_path)
-    yield made
-    made.call("GC", **{"cni.dev/valid-attachments": []})
-    assert not [name for name in os.listdir(made.state) if not name.endswith(".lock")]
+def engine(world):
+    # The path of a socket is bounded (unix(7))
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        made = Engine(world.host, Path(folder))
+        yield made
+        made.call("GC", **{"cni.dev/valid-attachments": []})
+        assert not [name for name in os.listdir(made.state) if not name.endswith(".lock")]
 
 
 def serving(engine: Engine) -> list[int]:
