@@ -84,20 +84,29 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 # What is made of the table of options
 
 
-def test_the_manual_page_is_well_formed():
+MANUAL = {
+    "pysplice.1": "--map-host-loopback",
+    "pysplice-ctl.1": "--json",
+    "pysplice-pesto.1": "--clear",
+    "pysplice-cni.8": "CNI_CONTAINERID",
+}
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs/man").iterdir()))
+def test_the_manual_is_well_formed(page):
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed")
-    page = ROOT / "docs/man/pysplice.1"
-    assert run("mandoc", "-Tlint", "-Wwarning", page).stdout == ""
-    text = re.sub(r".\x08", "", run("mandoc", "-Tascii", page).stdout)
-    assert "--map-host-loopback" in text and "EXIT STATUS" in text
+    path = ROOT / "docs/man" / page
+    assert run("mandoc", "-Tlint", "-Wwarning", path).stdout == ""
+    text = re.sub(r".\x08", "", run("mandoc", "-Tascii", path).stdout)
+    assert MANUAL[page] in text and "EXIT STATUS" in text
 
 
 def complete(*words) -> list[str]:
     """What bash offers for the last of these words."""
     script = (
-        f"source {ROOT}/contrib/completion/pysplice.bash; COMP_WORDS=({' '.join(repr(w) for w in words)}); "
-        f"COMP_CWORD={len(words) - 1}; _pysplice; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        f"source {ROOT}/contrib/completion/{words[0]}.bash; COMP_WORDS=({' '.join(repr(w) for w in words)}); "
+        f"COMP_CWORD={len(words) - 1}; _{words[0]}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     result = run("bash", "-c", script)
     assert result.stderr == ""
@@ -111,16 +120,29 @@ def test_completion_for_bash(tmp_path):
     assert complete("pysplice", "--limit-output", "") == ["auto", "off"]
     (tmp_path / "here").write_text("")
     assert complete("pysplice", "-P", f"{tmp_path}/h") == [f"{tmp_path}/here"]
+    assert complete("pysplice", "ctl", f"{tmp_path}/h") == [f"{tmp_path}/here"]
+    assert complete("pysplice", "ctl", "PATH", "s") == ["show"]
+    assert complete("pesto", "--cl") == ["--clear"]
+    assert complete("pesto", "-C", "") == ["HOST", "SPLICE"]
+    assert complete("pesto", f"{tmp_path}/h") == [f"{tmp_path}/here"]
 
 
-@pytest.mark.parametrize(("shell", "file"), (("zsh", "_pysplice"), ("fish", "pysplice.fish")))
-def test_completion_for_others(shell, file):
+@pytest.mark.parametrize(
+    ("shell", "file", "names"),
+    (
+        ("zsh", "_pysplice", ("config-net", "map-host-loopback", "(show add del)")),
+        ("fish", "pysplice.fish", ("config-net", "map-host-loopback", "'show add del'")),
+        ("zsh", "_pesto", ("clear", "tcp-ports")),
+        ("fish", "pesto.fish", ("clear", "tcp-ports")),
+    ),
+)
+def test_completion_for_others(shell, file, names):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     result = run(shell, "-n", ROOT / "contrib/completion" / file)
     assert (result.returncode, result.stderr) == (0, "")
     text = (ROOT / "contrib/completion" / file).read_text()
-    assert "config-net" in text and "map-host-loopback" in text
+    assert all(name in text for name in names)
 
 
 def test_a_recipe_can_be_followed(tmp_path):

@@ -1,4 +1,5 @@
 # fish completion for pysplice and pasta; made by contrib/make-docs
+complete -c pysplice -n '__fish_seen_subcommand_from ctl' -a 'show add del'
 complete -c pysplice -s f -l foreground -d 'With PID, --netns or --fd: stay in the foreground'
 complete -c pasta -s f -l foreground -d 'With PID, --netns or --fd: stay in the foreground'
 complete -c pysplice -s P -l pid -r -F -d 'Write the process ID to FILE'

@@ -1,7 +1,8 @@
 """What the user asked for: one frozen record.
 
     options.py  the table of options, and the parser of a command line
-    usage.py    help, manual page, completion and tables, made from the table
+    usage.py    help, manual pages, completion and tables, made from the table
+    pages.py    what the manual says of the other commands
     values.py   the grammar of single values
     ports.py    the grammar of -t, -u, -T and -U
     check.py    which options conflict

@@ -20,6 +20,7 @@ TCP, UDP = "tcp", "udp"
 
 # The side on which an option listens, and the protocol
 OPTIONS = {"-t": (HOST, TCP), "-u": (HOST, UDP), "-T": (GUEST, TCP), "-U": (GUEST, UDP)}
+SPELLED = {"--tcp-ports": "-t", "--udp-ports": "-u", "--tcp-ns": "-T", "--udp-ns": "-U"}
 
 
 _Fail = Callable[[str], ConfigError]

@@ -1,14 +1,16 @@
-"""What is made from the table of options: help, manual page, shell completion, and tables in Markdown.
+"""What is made from the table of options: help, manual pages, shell completion, and tables in Markdown.
 
-Pure.  Imports options.py and ports.py.  contrib/make-docs writes the files; a test compares them.
+Pure.  Imports options.py and pages.py.  contrib/make-docs writes the files; a test compares them.
 """
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from .options import GROUPS, OPTIONS, Option
+from .pages import Page, Switch
 
+DATE = "2026-11-28"  # of the manual pages
 WIDTH = 100
 COLUMN = 29  # where the help of an option begins
 
@@ -75,11 +77,15 @@ EXIT_STATUS = (
 )  # fmt: skip
 
 
-def _listed(options: Iterable[Option] = OPTIONS) -> Iterator[Option]:
+Described = Option | Switch
+
+
+def listed(options: Iterable[Option] = OPTIONS) -> Iterator[Option]:
+    """The options that are described."""
     return (option for option in options if option.help)
 
 
-def spellings(option: Option) -> str:
+def spellings(option: Described) -> str:
     """The names of an option and its metavar, as help and manual have them: -P, --pid FILE."""
     return ", ".join(option.names) + (f" {option.metavar}" if option.metavar else "")
 
@@ -91,7 +97,7 @@ def help_text(name: str = "pysplice") -> str:
         lines.append(f"       {name} {CTL_SYNOPSIS}")
     lines += ["", *textwrap.wrap(ABOUT, WIDTH)]
     for group in GROUPS:
-        options = [option for option in _listed() if option.group == group]
+        options = [option for option in listed() if option.group == group]
         if not options:
             continue
         lines += ["", f"{group}:"]
@@ -103,7 +109,12 @@ def help_text(name: str = "pysplice") -> str:
     return "\n".join([*lines, ""])
 
 
-def _help_lines(option: Option) -> list[str]:
+def switches_text(switches: Iterable[Switch]) -> str:
+    """Switches as --help lists them."""
+    return "".join(f"{line}\n" for switch in switches for line in _help_lines(switch))
+
+
+def _help_lines(option: Described) -> list[str]:
     short = option.names[0] if len(option.names[0]) == 2 else ""
     rest = ", ".join(option.names[1:] if short else option.names)
     head = f"  {short + (', ' if rest else '') if short else '    '}{rest}"
@@ -122,10 +133,42 @@ def _roff(text: str) -> str:
     return re.sub(r"^([.'])", r"\\&\1", text.replace("\\", "\\e").replace("-", "\\-"), flags=re.MULTILINE)
 
 
+def _entry(option: Described) -> list[str]:
+    value = f" \\fI{_roff(option.metavar)}\\fR" if option.metavar else ""
+    names = ", ".join(f"\\fB{_roff(name)}\\fR" for name in option.names)
+    return [".TP", names + value, _roff(option.help) + "."]
+
+
+def page(page: Page, version: str) -> str:
+    """The manual page of another page."""
+    kind = "User Commands" if page.section == 1 else "System Administration"
+    lines = [
+        f'.TH {page.page.upper()} {page.section} "{DATE}" "pysplice {version}" "{kind}"',
+        ".SH NAME",
+        f"{_roff(page.page)} \\- {_roff(page.purpose)}",
+        ".SH SYNOPSIS",
+    ]
+    for n, form in enumerate(page.synopsis):
+        lines += [*([".br"] if n else []), f".B {_roff(page.name)}", *([_roff(form)] if form else [])]
+    lines += [".SH DESCRIPTION", _roff(page.about)]
+    if page.switches:
+        lines.append(".SH OPTIONS")
+        for switch in page.switches:
+            lines += _entry(switch)
+    for heading, content in page.sections:
+        lines.append(f".SH {heading}")
+        if isinstance(content, str):
+            lines += [".nf", _roff(content), ".fi"]
+            continue
+        for term, meaning in content:
+            lines += [".TP", f"\\fB{_roff(term)}\\fR", _roff(meaning)]
+    return "\n".join([*lines, ".SH SEE ALSO", _roff(page.see_also), ""])
+
+
 def manual(version: str) -> str:
     """The manual page pysplice(1)."""
     lines = [
-        f'.TH PYSPLICE 1 "2026-11-27" "pysplice {version}" "User Commands"',
+        f'.TH PYSPLICE 1 "{DATE}" "pysplice {version}" "User Commands"',
         ".SH NAME",
         "pysplice \\- connect a network namespace to the host's network, without privileges",
         ".SH SYNOPSIS",
@@ -134,14 +177,12 @@ def manual(version: str) -> str:
         lines += [*([".br"] if n else []), ".B pysplice", _roff(form)]
     lines += [".SH DESCRIPTION", _roff(ABOUT), ".SH OPTIONS"]
     for group in GROUPS:
-        options = [option for option in _listed() if option.group == group]
+        options = [option for option in listed() if option.group == group]
         if not options:
             continue
         lines += [f".SS {group}"]
         for option in options:
-            value = f" \\fI{_roff(option.metavar)}\\fR" if option.metavar else ""
-            lines += [".TP", ", ".join(f"\\fB{_roff(name)}\\fR" for name in option.names) + value]
-            lines.append(_roff(option.help) + ".")
+            lines += _entry(option)
     lines += [".SH PORTS", "What \\-t, \\-u, \\-T and \\-U take, as pasta(1) does:"]
     for spec, meaning in PORTS_GRAMMAR:
         lines += [".TP", f"\\fB{_roff(spec)}\\fR", _roff(meaning)]
@@ -169,7 +210,7 @@ def manual(version: str) -> str:
         _roff("pysplice --config-net --tap eth0 4711"),
         ".fi",
         ".SH SEE ALSO",
-        "pasta(1), ip\\-netns(8), user_namespaces(7)",
+        "pysplice\\-ctl(1), pysplice\\-pesto(1), pysplice\\-cni(8), pasta(1), ip\\-netns(8), user_namespaces(7)",
     ]
     return "\n".join([*lines, ""])
 
@@ -180,7 +221,7 @@ _FILES = {"FILE", "PATH", "PATH|NAME"}
 _WORDS = {name: name.split("|") for name in ("endpoint|address|port", "BYTES|auto|off", "ADDR|none")}
 
 
-def _choices(option: Option) -> list[str]:
+def _choices(option: Described) -> list[str]:
     """The words that a value may be, as far as they are known."""
     if option.names[0] == "--window":
         return [
@@ -188,49 +229,73 @@ def _choices(option: Option) -> list[str]:
         ] + ["truesize"]
     if option.metavar == "PORTS":
         return ["none", "auto", "all"]
+    if option.metavar == "PIF":
+        return ["HOST", "SPLICE"]
     return [word for word in _WORDS.get(option.metavar, []) if word.islower()]
 
 
-def bash_completion() -> str:
-    """The completion for bash."""
-    takes_file = "|".join(n for o in _listed() if o.metavar in _FILES for n in o.names)
+def bash_completion(names: Sequence[str], options: Iterable[Described], inner: Sequence[str] = ()) -> str:
+    """The completion for bash of a program with these names.
+
+    `inner`: the words of `ctl PATH WORD`; without any, the words that are no options are files, else commands.
+    """
+    options = list(options)
+    takes_file = "|".join(n for o in options if o.metavar in _FILES for n in o.names)
     takes_value = "|".join(
-        n for o in _listed() if o.metavar and o.metavar not in _FILES and not _choices(o) for n in o.names
+        n for o in options if o.metavar and o.metavar not in _FILES and not _choices(o) for n in o.names
     )
-    names = " ".join(name for option in _listed() for name in option.names)
+    spelled = " ".join(name for option in options for name in option.names)
     lines = [
-        "# bash completion for pysplice and pasta; made by contrib/make-docs",
-        "_pysplice()",
+        f"# bash completion for {' and '.join(names)}; made by contrib/make-docs",
+        f"_{names[0]}()",
         "{",
         "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}",
-        "    case $prev in",
-        f'    {takes_file}) COMPREPLY=($(compgen -f -- "$cur")); return ;;',
     ]
-    for option in _listed():
+    if inner:
+        lines += [
+            "    if [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 2 ]]; then",
+            '        COMPREPLY=($(compgen -f -- "$cur")); return',
+            "    elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 3 ]]; then",
+            f'        COMPREPLY=($(compgen -W "{" ".join(inner)}" -- "$cur")); return',
+            "    fi",
+        ]
+    lines.append("    case $prev in")
+    if takes_file:
+        lines.append(f'    {takes_file}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
+    for option in options:
         if _choices(option):
             words = " ".join(_choices(option))
             lines.append(
                 f'    {"|".join(option.names)}) COMPREPLY=($(compgen -W "{words}" -- "$cur")); return ;;'
             )
+    if takes_value:
+        lines.append(f"    {takes_value}) return ;;")
     lines += [
-        f"    {takes_value}) return ;;",
         "    esac",
         "    if [[ $cur == -* ]]; then",
-        f'        COMPREPLY=($(compgen -W "{names}" -- "$cur"))',
+        f'        COMPREPLY=($(compgen -W "{spelled}" -- "$cur"))',
         "    else",
-        '        COMPREPLY=($(compgen -c -- "$cur"))',
+        f'        COMPREPLY=($(compgen {"-c" if inner else "-f"} -- "$cur"))',
         "    fi",
         "}",
-        "complete -F _pysplice pysplice pasta",
+        f"complete -F _{names[0]} {' '.join(names)}",
         "",
     ]
     return "\n".join(lines)
 
 
-def zsh_completion() -> str:
-    """The completion for zsh."""
-    lines = ["#compdef pysplice pasta", "# made by contrib/make-docs", "_arguments -s -S \\"]
-    for option in _listed():
+def zsh_completion(names: Sequence[str], options: Iterable[Described], inner: Sequence[str] = ()) -> str:
+    """The completion for zsh; see bash_completion()."""
+    lines = [f"#compdef {' '.join(names)}", "# made by contrib/make-docs"]
+    if inner:
+        lines += [
+            "if [[ ${words[2]} == ctl ]]; then",
+            f"    _arguments '1:ctl:(ctl)' '2:path:_files' '3:request:({' '.join(inner)})'",
+            "    return",
+            "fi",
+        ]
+    lines.append("_arguments -s -S \\")
+    for option in options:
         about = re.sub(r"[\[\]:'`]", "", option.help)
         value = ""
         if option.metavar:
@@ -240,21 +305,23 @@ def zsh_completion() -> str:
         group = "(" + " ".join(option.names) + ")" if len(option.names) > 1 else ""
         for name in option.names:
             lines.append(f"    '{group}{name}[{about}]{value}' \\")
-    lines += ["    '*::command:_normal'", ""]
+    lines += ["    '*::command:_normal'" if inner else "    '*:path:_files'", ""]
     return "\n".join(lines)
 
 
-def fish_completion() -> str:
-    """The completion for fish."""
-    lines = ["# fish completion for pysplice and pasta; made by contrib/make-docs"]
-    for option in _listed():
+def fish_completion(names: Sequence[str], options: Iterable[Described], inner: Sequence[str] = ()) -> str:
+    """The completion for fish; see bash_completion()."""
+    lines = [f"# fish completion for {' and '.join(names)}; made by contrib/make-docs"]
+    if inner:
+        lines.append(f"complete -c {names[0]} -n '__fish_seen_subcommand_from ctl' -a '{' '.join(inner)}'")
+    for option in options:
         flags = " ".join(f"-s {n[1]}" if len(n) == 2 else f"-l {n[2:]}" for n in option.names)
         about = option.help.replace("\\", "\\\\").replace("'", "\\'")
         value = ""
         if option.metavar:
             words = " ".join(_choices(option))
             value = " -r -F" if option.metavar in _FILES else f" -x -a '{words}'" if words else " -x"
-        for command in ("pysplice", "pasta"):
+        for command in names:
             lines.append(f"complete -c {command} {flags}{value} -d '{about}'")
     return "\n".join([*lines, ""])
 
@@ -270,7 +337,7 @@ def markdown_options(first_only: bool = False, groups: Iterable[str] = GROUPS) -
     """A table of options; with `first_only` those that a newcomer needs."""
     lines = []
     for group in groups:
-        options = [o for o in _listed() if o.group == group and (o.first or not first_only)]
+        options = [o for o in listed() if o.group == group and (o.first or not first_only)]
         if not options:
             continue
         if not first_only:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .. import __version__
-from ..config import ConfigError
-from ..config.ports import GUEST, OPTIONS, Rule, parse
+from ..config import ConfigError, pages, usage
+from ..config.ports import GUEST, OPTIONS, SPELLED, Rule, parse
 from ..forward.scan import bits, ephemeral_ports, ranges
 from ..observe.log import print_text
 from . import tables
@@ -27,42 +27,7 @@ TIMEOUT = 10.0  # seconds without anything from the server
 GREETING_TIMEOUT = 4.0  # it may have other clients first
 ANSWER_MAX = 4096
 
-SHORT = "ADC:t:u:T:U:sdh"
-LONG = (
-    "add",
-    "delete",
-    "clear=",
-    "tcp-ports=",
-    "udp-ports=",
-    "tcp-ns=",
-    "udp-ns=",
-    "show",
-    "debug",
-    "help",
-    "version",
-)
-PORTS = {"--tcp-ports": "-t", "--udp-ports": "-u", "--tcp-ns": "-T", "--udp-ns": "-U"}
 ADD, DELETE = "add", "delete"
-
-USAGE = """\
-Usage: pesto [OPTION]... PATH
-
-Show or change the forwarded ports of a pasta or pysplice that was started with -c PATH.
-
-  -A, --add              Add the ports that follow, instead of replacing the table
-  -D, --delete           Delete the ports that follow
-  -C, --clear PIF        Clear the table PIF: HOST or SPLICE
-  -t, --tcp-ports PORTS  TCP ports of the host that lead to the guest
-  -u, --udp-ports PORTS  UDP ports of the host that lead to the guest
-  -T, --tcp-ns PORTS     TCP ports of the guest's loopback interface that lead to the host's
-  -U, --udp-ns PORTS     UDP ports of the guest's loopback interface that lead to the host's
-  -s, --show             Show the tables before and after the change
-  -d, --debug            Say what is received
-  -h, --help             Show this help and exit
-  --version              Show the version and exit
-
-PORTS is written as for pasta, for instance 8080, 8080:80, 192.0.2.1/8080-8090, all, auto or none.
-"""
 
 CAPABILITIES = ("IPv4", "IPv6", "TCP", "UDP", "scan", "ifname")
 
@@ -119,12 +84,12 @@ def _range(first: int, last: int) -> str:
 def main(words: Sequence[str]) -> int:
     """Run the words after `pesto`; the exit status."""
     try:
-        options, paths = getopt.gnu_getopt(list(words), SHORT, LONG)
+        options, paths = getopt.gnu_getopt(list(words), *_getopt_options())
     except getopt.GetoptError as e:
         return _fail(f"pesto: {e.msg}; try --help")
     names = [name for name, _ in options]
     if "-h" in names or "--help" in names:
-        return print_text(USAGE)
+        return print_text(_help())
     if "--version" in names:
         return print_text(f"pesto (pysplice) {__version__}\nLicence: GPL-2.0-or-later\n")
     if len(paths) != 1:
@@ -137,6 +102,25 @@ def main(words: Sequence[str]) -> int:
         problem = str(e)
     status = print_text("".join(said), "pesto")
     return _fail(problem) if problem else status
+
+
+def _getopt_options() -> tuple[str, list[str]]:
+    """The short and the long options, as getopt has them."""
+    rows = [
+        (name, ":" if len(name) == 2 else "=", row.metavar)
+        for row in pages.PESTO.switches
+        for name in row.names
+    ]
+    short = "".join(name[1] + (mark if metavar else "") for name, mark, metavar in rows if len(name) == 2)
+    return short, [name[2:] + (mark if metavar else "") for name, mark, metavar in rows if len(name) > 2]
+
+
+def _help() -> str:
+    page = pages.PESTO
+    return (
+        f"Usage: {page.name} {page.synopsis[0]}\n\n{page.about}\n\n{usage.switches_text(page.switches)}\n"
+        f"PORTS is written {pages.PORTS_NOTE}.\n"
+    )
 
 
 def _fail(problem: str) -> int:
@@ -254,8 +238,8 @@ class _Tables:
                 self._mode = DELETE
             elif name in ("-C", "--clear"):
                 self._clear(text)
-            elif PORTS.get(name, name) in OPTIONS:
-                self._ports(PORTS.get(name, name), text)
+            elif SPELLED.get(name, name) in OPTIONS:
+                self._ports(SPELLED.get(name, name), text)
 
     def _clear(self, name: str) -> None:
         table = next((table for table in self._by_pif.values() if table.name == name), None)

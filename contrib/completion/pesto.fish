@@ -1,0 +1,12 @@
+# fish completion for pesto; made by contrib/make-docs
+complete -c pesto -s A -l add -d 'Add the ports that follow, instead of replacing the table'
+complete -c pesto -s D -l delete -d 'Delete the ports that follow'
+complete -c pesto -s C -l clear -x -a 'HOST SPLICE' -d 'Clear the table PIF: HOST or SPLICE'
+complete -c pesto -s t -l tcp-ports -x -a 'none auto all' -d 'TCP ports of the host that lead to the guest'
+complete -c pesto -s u -l udp-ports -x -a 'none auto all' -d 'UDP ports of the host that lead to the guest'
+complete -c pesto -s T -l tcp-ns -x -a 'none auto all' -d 'TCP ports of the guest\'s loopback interface that lead to the host\'s'
+complete -c pesto -s U -l udp-ns -x -a 'none auto all' -d 'UDP ports of the guest\'s loopback interface that lead to the host\'s'
+complete -c pesto -s s -l show -d 'Show the tables before and after the change'
+complete -c pesto -s d -l debug -d 'Say what is received'
+complete -c pesto -s h -l help -d 'Show this help and exit'
+complete -c pesto -l version -d 'Show the version and exit'
