@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..config.ports import OPTIONS, UNIX
+from ..config.ports import OPTIONS, SPELLED, UNIX
 from ..observe.log import print_text
 from .tables import MAGIC, printable
 
@@ -78,9 +78,12 @@ def _request(words: list[str]) -> tuple[Request, str]:
         return [], f"{what} needs an option and ports, as in: {what} -t 8080:80"
     changes = []
     while rest:
-        option = rest.pop(0)
-        if option not in OPTIONS:
-            return [], f"{what} needs one of -t, -u, -T and -U before '{option}'"
+        name, given, value = rest.pop(0).partition("=")
+        option = SPELLED.get(name, name)
+        if option not in OPTIONS or (given and name not in SPELLED):
+            return [], f"{what} needs one of -t, -u, -T and -U before '{name}{given}{value}'"
+        if given:
+            rest.insert(0, value)
         if not rest:
             return [], f"{option} needs ports, as in: {what} {option} 8080:80"
         changes.append({"do": what, "option": option, "ports": _absolute(rest.pop(0))})

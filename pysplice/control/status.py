@@ -38,25 +38,46 @@ class Status:
         self._forward = forward
         self._clients = clients
 
-    def counts(self) -> str:
-        """What has happened so far, in one line."""
-        spliced = self._splices.streams
-        udp = self._datagrams.flows
+    def figures(self) -> dict[str, dict[str, int]]:
+        """What has happened so far, as numbers."""
+        spliced, udp = self._splices.streams, self._datagrams.flows
         pairs = zip(self._streams.bytes_moved(), spliced.bytes_moved(), strict=True)
-        from_guest, to_guest = (describe.amount(sum(pair)) for pair in pairs)
-        unpassed = self._datagrams.unpassed + self._splices.datagrams.refused + self._reader.expired
+        from_guest, to_guest = map(sum, pairs)
+        return {
+            "connections": {
+                "opened": self._streams.opened,
+                "open": len(self._streams),
+                "refused": self._streams.refused + self._clients.refused,
+            },
+            "spliced": {"opened": spliced.opened, "open": len(spliced)},
+            "udp_flows": {"opened": udp.opened, "open": len(udp)},
+            "bytes": {"from_guest": from_guest, "to_guest": to_guest},
+            "frames": {"invalid": self._reader.invalid},
+            "datagrams": {
+                "not_passed_on": self._datagrams.unpassed
+                + self._splices.datagrams.refused
+                + self._reader.expired
+            },
+        }
+
+    def counts(self) -> str:
+        """The same in one line."""
+        found = self.figures()
+        connections, spliced, udp, moved = (
+            found[name] for name in ("connections", "spliced", "udp_flows", "bytes")
+        )
         return (
-            f"{self._streams.opened} connections ({len(self._streams)} open), "
-            f"{self._streams.refused + self._clients.refused} refused for lack of room, "
-            f"{spliced.opened} spliced ({len(spliced)} open), "
-            f"{from_guest} from the guest, {to_guest} to it, "
-            f"{udp.opened} UDP flows ({len(udp)} open), "
-            f"{self._reader.invalid} frames dropped as invalid, "
-            f"{unpassed} datagrams not passed on"
+            f"{connections['opened']} connections ({connections['open']} open), "
+            f"{connections['refused']} refused for lack of room, "
+            f"{spliced['opened']} spliced ({spliced['open']} open), "
+            f"{describe.amount(moved['from_guest'])} from the guest, {describe.amount(moved['to_guest'])} to it, "
+            f"{udp['opened']} UDP flows ({udp['open']} open), "
+            f"{found['frames']['invalid']} frames dropped as invalid, "
+            f"{found['datagrams']['not_passed_on']} datagrams not passed on"
         )
 
     def show(self) -> dict[str, Any]:
-        """Rules, listeners, flows and counts, as lines of text."""
+        """Rules, listeners, flows and counts, as lines of text; and the counts as numbers."""
         listeners = self._forward.listeners
         listening = (
             f"{_option(held.rule)} {_where(held.rule)} port {held.port}"
@@ -75,6 +96,7 @@ class Status:
             "listening": describe.first(itertools.chain(listening, paths), len(listeners)),
             "connections": describe.first(flows, count),
             "counts": self.counts(),
+            "figures": self.figures(),
         }
 
 

@@ -1,6 +1,7 @@
 """Ports that lead into the namespace and out of it, through the tap and spliced."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -561,6 +562,12 @@ def test_rules_come_and_go(world, tmp_path):
             assert ctl(path, "del", "-t", "8081:80").returncode == 0
             assert refused(world.remote, world.HOST4, 8081)
             transfer(client, server, 1, 1 << 20)
+            figures = json.loads(ctl(path, "show", "--json").stdout)["figures"]
+            assert figures["connections"] == {"opened": 1, "open": 1, "refused": 0}
+            assert max(figures["bytes"].values()) >= 1 << 20
+    assert ctl(path, "add", "--tcp-ports=8082:80", "--udp-ports", "8083").returncode == 0
+    assert ctl(path, "del", "-t", "8082:80", "--udp-ports=8083").returncode == 0
+    assert "needs one of" in ctl(path, "add", "-t=8082").stderr
     assert ctl(path, "add", "-T", "9191:91").returncode == 0
     with world.host.listen("127.0.0.1", 91) as listener:
         with world.guest.connect("127.0.0.1", 9191), accept(listener)[0]:
