@@ -116,7 +116,8 @@ def _main(control: socket.socket, config: Config, net_fd: int, user_fd: int) -> 
     versions = followed(config, template) if net_fd >= 0 else []
     host = _Host()
     if versions:
-        privileges.renounce_new_privileges()
+        # What joining a namespace and configuring it takes, where no user namespace gives it
+        privileges.drop_privileges(libc.CAP_SYS_ADMIN, libc.CAP_NET_ADMIN)
         with contextlib.suppress(ConfigError):
             seccomp.confine(sandbox.CONFIGURATOR)
     else:

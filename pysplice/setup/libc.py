@@ -24,6 +24,7 @@ CAP_LAST = 63
 CAP_SETUID = 7
 CAP_SETPCAP = 8
 CAP_NET_BIND_SERVICE = 10
+CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
 
 # clone(2), unshare(2), setns(2)

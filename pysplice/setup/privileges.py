@@ -12,12 +12,9 @@ from . import libc
 from .libc import CAP_LAST, CAP_NET_BIND_SERVICE, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN
 
 
-def drop_privileges() -> None:
-    """Give up all capabilities, and every way to get new ones, except the capability for ports below 1024.
-
-    Such a port may have to be bound later.  Raises ConfigError.
-    """
-    keep = _permitted() & 1 << CAP_NET_BIND_SERVICE
+def drop_privileges(*kept: int) -> None:
+    """Give up all capabilities but these, and every way to get new ones; raises ConfigError."""
+    keep = _permitted() & sum(1 << capability for capability in kept)
     renounce_new_privileges()
     if _permitted() >> CAP_SETPCAP & 1:
         for capability in range(CAP_LAST + 1):

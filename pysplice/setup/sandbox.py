@@ -38,7 +38,8 @@ def enter(role: str = SERVE, empty: bool = True, chroot_fallback: bool = False) 
             _empty_root(chroot_fallback)
         except ConfigError as e:
             complaints.append(f"no separate root directory: {e}")
-    privileges.drop_privileges()
+    # A port below 1024 may have to be bound later
+    privileges.drop_privileges(libc.CAP_NET_BIND_SERVICE)
     privileges.hide()
     if empty:
         try:

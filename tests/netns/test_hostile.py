@@ -303,19 +303,29 @@ def test_what_the_guest_runs_has_no_descriptor_of_ours(world, tmp_path):
     assert out.splitlines()[-1] == "[0, 1, 2] [0, 1, 2]"
 
 
-def test_our_processes_cannot_be_looked_into(world, tmp_path):
-    """The one that serves, the one in the namespace, the one that keeps socket files, and the one that follows."""
-    process = world.pysplice("--config-net", *NONE, "-t", "8080:80", "--control", str(tmp_path / "ctl"))
+LOW_PORTS, NET_ADMIN, SYS_ADMIN = 1 << 10, 1 << 12, 1 << 21
+
+
+@pytest.mark.parametrize(
+    ("options", "of_the_follower"), (((), 0), (("--follow-host",), NET_ADMIN | SYS_ADMIN))
+)
+def test_our_processes_cannot_be_looked_into(world, tmp_path, options, of_the_follower):
+    """The one that serves, the one that keeps socket files, the one in the namespace, and the one that follows."""
+    process = world.pysplice(
+        "--config-net", *NONE, *options, "-t", "8080:80", "--control", str(tmp_path / "ctl")
+    )
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     pids = [process.pid]
     with open(children) as file:
         pids += map(int, file.read().split())
     assert len(pids) == 4
-    for pid in pids:
+    for pid, allowed in zip(
+        pids, (LOW_PORTS, LOW_PORTS, LOW_PORTS, of_the_follower or LOW_PORTS), strict=True
+    ):
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
-        assert int(status["CapEff"], 16) & ~(1 << 10) == 0
+        assert int(status["CapEff"], 16) & ~allowed == 0
 
 
 def test_a_guest_that_sees_our_processes_cannot_look_into_them(world, tmp_path):
