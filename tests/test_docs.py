@@ -89,6 +89,7 @@ MANUAL = {
     "pysplice-ctl.1": "--json",
     "pysplice-pesto.1": "--clear",
     "pysplice-cni.8": "CNI_CONTAINERID",
+    "pysplice-netavark.8": "netavark_plugin_dirs",
 }
 
 

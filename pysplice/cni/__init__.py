@@ -5,7 +5,9 @@ network, and stdout takes the result.  ADD starts a pysplice in the background, 
 until that is gone; DEL ends it.  A process is found by what it was started with, so nothing depends on a file that says
 which one it is: after a crash or a reboot the same request finds none, and begins again.
 
-__main__.py    the command: one request
+__main__.py    the command `pysplice-cni`: one request
+netavark.py    the command `pysplice-netavark`: the same for podman's networks
+serve.py       the process that serves an attachment: begun, and ended
 request.py     what a request is, and how it fails
 attachment.py  the files of an attachment, and the processes that serve it
 options.py     the configuration of a network as options of pysplice

@@ -3,54 +3,34 @@
 Owns nothing.  Imports the files of this room.
 """
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Collection
 from typing import Any, NoReturn
 
-from .attachment import (
-    attached,
-    control_path,
-    end,
-    identify,
-    lock_path,
-    locked,
-    note_path,
-    serves,
-    state_folder,
-    users_of,
-)
-from .options import options_of
+from .attachment import locked, serves, state_folder, users_of
 from .request import (
     DEFECT,
     ENVIRONMENT,
     INCOMPATIBLE,
     INVALID,
-    IO_FAILURE,
     NOT_AVAILABLE,
-    NOT_DECODED,
     NOT_SERVED,
-    NOT_STARTED,
     VERSIONS,
     Attachment,
     Failure,
     Request,
+    read_conf,
 )
-from .result import look_at, result_of
+from .result import look_at
+from .serve import add, delete
 
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 
 # As the specification has them
-CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+CONTAINER_ID = NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 IFNAME = re.compile(r"[^\s/:\0]{1,15}")
-
-START_TIMEOUT = 30.0  # seconds
-INPUT_MAX = 16 << 20
 
 
 def main() -> NoReturn:
@@ -58,7 +38,7 @@ def main() -> NoReturn:
     version = VERSIONS[-1]
     try:
         command = os.environ.get("CNI_COMMAND", "")
-        conf = _conf()
+        conf = read_conf()
         version = str(conf.get("cniVersion", VERSIONS[0]))
         answer = _run(command, conf, version)
     except Failure as e:
@@ -80,17 +60,6 @@ def main() -> NoReturn:
         print(json.dumps(answer))
     sys.stdout.flush()
     os._exit(status)
-
-
-def _conf() -> dict[str, Any]:
-    """The configuration on stdin; raises Failure."""
-    try:
-        conf = json.loads(sys.stdin.read(INPUT_MAX) or "{}")
-    except (ValueError, RecursionError) as e:
-        raise Failure(NOT_DECODED, "the configuration is no JSON", str(e)) from None
-    if not isinstance(conf, dict):
-        raise Failure(NOT_DECODED, "the configuration is no JSON object")
-    return conf
 
 
 def _run(command: str, conf: dict[str, Any], version: str) -> dict[str, Any] | None:
@@ -126,11 +95,11 @@ def _run(command: str, conf: dict[str, Any], version: str) -> dict[str, Any] | N
     request = Request(command, conf, version, attachment, netns)
     with locked(attachment):
         if command == "ADD":
-            return _add(request)
+            return add(request)
         if command == "CHECK":
             _check(request)
         else:
-            _delete(attachment, users_of(conf))
+            delete(attachment, users_of(conf))
         return None
 
 
@@ -139,61 +108,6 @@ def _variable(name: str, pattern: re.Pattern[str]) -> str:
     if not pattern.fullmatch(value) or value in (".", ".."):
         raise Failure(ENVIRONMENT, f"{name} is {'missing' if not value else 'invalid'}", value)
     return value
-
-
-def _add(request: Request) -> dict[str, Any]:
-    attachment = request.attachment
-    identity = identify(request.netns)
-    if request.conf.get("prevResult"):
-        raise Failure(INVALID, "this plugin is the first of a list: it takes no prevResult")
-    options = options_of(request)
-    users = users_of(request.conf)
-    if attached(attachment) == identity and serves(attachment):
-        return result_of(request)
-    end(attachment, users)
-    # First of all, so that GC finds whatever is begun
-    try:
-        with open(note_path(attachment), "w", encoding="utf-8") as file:
-            json.dump(attachment._asdict() | {"netns": request.netns, "identity": identity}, file)
-    except OSError as e:
-        raise Failure(IO_FAILURE, f"cannot write {note_path(attachment)}: {e.strerror}") from None
-    try:
-        _start(request, options)
-        return result_of(request)
-    except BaseException:
-        _delete(attachment, users)
-        raise
-
-
-def _start(request: Request, options: list[str]) -> None:
-    """Start the process that serves; raises Failure."""
-    words = [
-        *_program(), "--quiet", "--config-net", "--tap", request.attachment.ifname, *options,
-        "--control", control_path(request.attachment), "--netns", request.netns,
-    ]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
-    try:
-        result = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT, check=False,
-            env=environment, cwd="/", errors="replace",
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Failure(NOT_STARTED, "pysplice did not start in time") from None
-    except OSError as e:
-        raise Failure(NOT_STARTED, f"cannot start pysplice: {e.strerror}") from None
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no reason was given"]
-        raise Failure(NOT_STARTED, lines[-1].removeprefix("pysplice: "))
-
-
-def _program() -> list[str]:
-    """The command `pysplice`: the script beside this one, because a security module knows a program by its path."""
-    script = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "pysplice")
-    return (
-        [script]
-        if os.access(script, os.X_OK) and os.path.isfile(script)
-        else [sys.executable, "-m", "pysplice"]
-    )
 
 
 def _check(request: Request) -> None:
@@ -226,14 +140,6 @@ def _is_ours(interface: dict[str, Any], request: Request) -> bool:
     return interface.get("name") == request.attachment.ifname and bool(interface.get("sandbox"))
 
 
-def _delete(attachment: Attachment, users: Collection[int]) -> None:
-    """End what serves an attachment; it is no error if nothing does."""
-    end(attachment, users)
-    for path in (note_path(attachment), control_path(attachment), lock_path(attachment)):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
 def _collect(network: str, conf: dict[str, Any]) -> None:
     """End all attachments of a network that the engine does not list."""
     listed = conf.get("cni.dev/valid-attachments", conf.get("cni.dev/attachments"))
@@ -253,7 +159,7 @@ def _collect(network: str, conf: dict[str, Any]) -> None:
             continue
         if attachment.network == network and (attachment.container, attachment.ifname) not in valid:
             with locked(attachment):
-                _delete(attachment, users)
+                delete(attachment, users)
 
 
 def _status() -> None:

@@ -25,7 +25,8 @@ def state_folder() -> str:
     """The folder for sockets, locks and results, which is made if it is not there; raises Failure."""
     base = os.environ.get("PYSPLICE_CNI_STATE", "")
     if not base:
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "") if os.geteuid() else ""
+        # Root of a user namespace is an ordinary user on the host
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "") if not privileges.is_root() else ""
         base = f"{runtime or '/run'}/pysplice-cni"
     try:
         os.makedirs(base, 0o711, exist_ok=True)

@@ -1,9 +1,11 @@
 """A request of an engine's: what to do, for which attachment, and how it fails.
 
-Pure; imports no other file of this room.
+Owns nothing; imports no other file of this room.
 """
 
 import hashlib
+import json
+import sys
 from typing import Any, NamedTuple
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -19,6 +21,8 @@ INCOMPATIBLE, UNSUPPORTED, ENVIRONMENT, IO_FAILURE, NOT_DECODED, INVALID, NOT_AV
     50,
 )
 NOT_STARTED, NOT_SERVED, DEFECT = 100, 101, 999
+
+INPUT_MAX = 16 << 20
 
 
 class Failure(Exception):
@@ -53,3 +57,14 @@ class Request(NamedTuple):
     version: str
     attachment: Attachment
     netns: str
+
+
+def read_conf() -> dict[str, Any]:
+    """The object on stdin; raises Failure."""
+    try:
+        conf = json.loads(sys.stdin.read(INPUT_MAX) or "{}")
+    except (ValueError, RecursionError) as e:
+        raise Failure(NOT_DECODED, "the configuration is no JSON", str(e)) from None
+    if not isinstance(conf, dict):
+        raise Failure(NOT_DECODED, "the configuration is no JSON object")
+    return conf

@@ -1,4 +1,4 @@
-"""What the manual says of the other commands of this package: `pesto`, `pysplice ctl` and `pysplice-cni`.
+"""What the manual says of the other commands: `pesto`, `pysplice ctl`, `pysplice-cni`, `pysplice-netavark`.
 
 Pure.  Imports nothing of the project.
 """
@@ -170,4 +170,39 @@ CNI = Page(
         ("EXIT STATUS", (("0", "It was done."), ("1", "It was not: stdout has an error, as the specification says."))),
     ),
     see_also="pysplice(1)",
+)  # fmt: skip
+
+NETAVARK = Page(
+    name="pysplice-netavark",
+    page="pysplice-netavark",
+    section=8,
+    purpose="a plugin that gives podman's containers a network (netavark)",
+    synopsis=("info", "create", "setup PATH", "teardown PATH"),
+    about=(
+        "Called by netavark for networks whose driver is the name of a link to this program, in a folder that "
+        "netavark_plugin_dirs of containers.conf(5) names.  stdin has the network or the request, stdout takes the "
+        "answer, as JSON.  setup starts a pysplice for the container's namespace, in the background; teardown ends it."
+    ),
+    switches=(),
+    sections=(
+        (
+            "OPTIONS OF A NETWORK",
+            (
+                ("mtu", "Of the interface; default: 65520."),
+                ("options", "Options of pysplice, separated by spaces."),
+                ("runas", "The user that pysplice changes to for containers of root; default: nobody."),
+            ),
+        ),
+        (
+            "ENVIRONMENT",
+            (("PYSPLICE_CNI_STATE", "The folder for state files, instead of the one of pysplice-cni(8)."),),
+        ),
+        ("EXIT STATUS", (("0", "It was done."), ("1", "It was not: stdout has an object with the error."))),
+        (
+            "EXAMPLES",
+            "podman network create --driver pysplice -o mtu=1500 box\n"
+            "podman run --network box -p 8080:80 IMAGE",
+        ),
+    ),
+    see_also="pysplice(1), pysplice-cni(8), podman-network-create(1)",
 )  # fmt: skip
