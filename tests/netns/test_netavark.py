@@ -13,14 +13,15 @@ from .test_forward import accept, refused
 
 PLUGIN = str(Path(sys.executable).with_name("pysplice-netavark"))
 CONTAINER = "fd0eaf59c1a7e094d94bd85f65127a4d9c76e988f46196b416474d8b2dea179e"
-NETWORK = {
+NETWORK: dict[str, object] = {
     "dns_enabled": True, "driver": "pysplice", "internal": False, "ipv6_enabled": False, "name": "box",
     "id": "b29444f4c46dff4b31d72d0146ea29d3af0eb9b3ad71c584a7060aa4bc594b74", "network_interface": None,
     "options": None, "ipam_options": None, "subnets": None, "routes": None, "network_dns_servers": None,
 }  # fmt: skip
-REQUEST = {
+WANTED = {"aliases": [CONTAINER[:12]], "interface_name": "eth0", "static_ips": None, "static_mac": None}
+REQUEST: dict[str, object] = {
     "container_id": CONTAINER, "container_name": "w", "port_mappings": None, "network": NETWORK,
-    "network_options": {"aliases": [CONTAINER[:12]], "interface_name": "eth0", "static_ips": None, "static_mac": None},
+    "network_options": WANTED,
 }  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_what_podman_can_ask_for(world, podman):
         "options": {"mtu": "1400", "options": "--no-icmp"},
         "network_dns_servers": ["192.0.2.53"],
     }
-    wanted = REQUEST["network_options"] | {
+    wanted = WANTED | {
         "static_ips": ["198.51.100.7"],
         "static_mac": "02:00:00:00:00:07",
     }
