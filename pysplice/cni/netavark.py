@@ -114,13 +114,15 @@ def _ports(mappings: Any) -> list[dict[str, Any]]:
         raise Failure(INVALID, "port_mappings is no list of objects")
     found: list[dict[str, Any]] = []
     for mapping in mappings:
-        host, container, count = (mapping.get(name) for name in ("host_port", "container_port", "range"))
-        if not isinstance(host, int) or not isinstance(container, int) or not isinstance(count or 1, int):
+        host, container = mapping.get("host_port"), mapping.get("container_port")
+        count = mapping.get("range") or 1
+        # A bool is an int
+        if not (type(host) is type(container) is type(count) is int and count > 0):
             raise Failure(INVALID, "port_mappings has a port that is no number")
         for protocol in str(mapping.get("protocol") or "tcp").split(","):
-            if len(found) + (count or 1) > PORTS_MAX:
+            if len(found) + count > PORTS_MAX:
                 raise Failure(UNSUPPORTED, f"there are more than {PORTS_MAX} ports to publish")
-            for n in range(count or 1):
+            for n in range(count):
                 found.append({"hostPort": host + n, "containerPort": container + n, "protocol": protocol})
                 # What comes from podman into the namespace of an ordinary user's containers has another address
                 if mapping.get("host_ip") and privileges.is_root():

@@ -123,6 +123,8 @@ def test_a_network_that_cannot_be_had(world, podman, changes, why):
     ("changes", "why"),
     (
         ({"port_mappings": [{"container_port": 80, "host_port": "x"}]}, "is no number"),
+        ({"port_mappings": [{"container_port": 80, "host_port": True}]}, "is no number"),
+        ({"port_mappings": [{"container_port": 80, "host_port": 80, "range": -3}]}, "is no number"),
         ({"port_mappings": [{"container_port": 80, "host_port": 1, "range": 65000}]}, "more than 1024"),
         ({"port_mappings": [{"container_port": 80, "host_port": 70000}]}, "70000 is no port"),
         ({"port_mappings": [{"container_port": 80, "host_port": 80, "protocol": "sctp"}]}, "sctp"),
@@ -131,6 +133,11 @@ def test_a_network_that_cannot_be_had(world, podman, changes, why):
         ({"container_id": ""}, "no name"),
         ({"network_options": {"interface_name": "a/b"}}, "a/b"),
         ({"network_options": {"interface_name": "eth0", "static_ips": ["x"]}}, "'x' is no address"),
+        ({"network_options": {"interface_name": "eth0", "static_ips": 7}}, "ips is no list"),
+        ({"network_options": {"interface_name": "eth0", "static_mac": [1]}}, "--ns-mac-addr"),
+        ({"network": NETWORK | {"network_dns_servers": [5]}}, "nameservers is no list"),
+        ({"network": NETWORK | {"options": {"runas": "--help"}}}, "no such user"),
+        ({"network": NETWORK | {"options": {"options": "--no-such"}}}, "--no-such"),
     ),
     ids=str,
 )
