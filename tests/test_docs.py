@@ -111,7 +111,7 @@ def complete(*words) -> list[str]:
     )
     result = run("bash", "-c", script)
     assert result.stderr == ""
-    return result.stdout.split()
+    return result.stdout.splitlines()
 
 
 def test_completion_for_bash(tmp_path):
@@ -120,12 +120,14 @@ def test_completion_for_bash(tmp_path):
     assert complete("pysplice", "-t", "a") == ["auto", "all"]
     assert complete("pysplice", "--limit-output", "") == ["auto", "off"]
     (tmp_path / "here").write_text("")
+    (tmp_path / "$(exit) there").write_text("")
     assert complete("pysplice", "-P", f"{tmp_path}/h") == [f"{tmp_path}/here"]
     assert complete("pysplice", "ctl", f"{tmp_path}/h") == [f"{tmp_path}/here"]
     assert complete("pysplice", "ctl", "PATH", "s") == ["show"]
     assert complete("pesto", "--cl") == ["--clear"]
     assert complete("pesto", "-C", "") == ["HOST", "SPLICE"]
     assert complete("pesto", f"{tmp_path}/h") == [f"{tmp_path}/here"]
+    assert complete("pesto", f"{tmp_path}/$") == [f"{tmp_path}/$(exit) there"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ _pesto()
     if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "-A --add -D --delete -C --clear -t --tcp-ports -u --udp-ports -T --tcp-ns -U --udp-ns -s --show -d --debug -h --help --version" -- "$cur"))
     else
-        COMPREPLY=($(compgen -f -- "$cur"))
+        compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur")
     fi
 }
 complete -F _pesto pesto

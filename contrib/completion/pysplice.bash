@@ -3,12 +3,12 @@ _pysplice()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
     if [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 2 ]]; then
-        COMPREPLY=($(compgen -f -- "$cur")); return
+        compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return
     elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 3 ]]; then
         COMPREPLY=($(compgen -W "show add del" -- "$cur")); return
     fi
     case $prev in
-    -P|--pid|-c|--conf-path|--control|-l|--log-file|-p|--pcap|--netns|--userns|--trace-window) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    -P|--pid|-c|--conf-path|--control|-l|--log-file|-p|--pcap|--netns|--userns|--trace-window) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
     -t|--tcp-ports) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;
     -u|--udp-ports) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;
     -T|--tcp-ns) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;

@@ -218,6 +218,7 @@ def manual(version: str) -> str:
 # Completion
 
 _FILES = {"FILE", "PATH", "PATH|NAME"}
+_BASH_FILES = 'compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur")'
 _WORDS = {name: name.split("|") for name in ("endpoint|address|port", "BYTES|auto|off", "ADDR|none")}
 
 
@@ -254,14 +255,14 @@ def bash_completion(names: Sequence[str], options: Iterable[Described], inner: S
     if inner:
         lines += [
             "    if [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 2 ]]; then",
-            '        COMPREPLY=($(compgen -f -- "$cur")); return',
+            f"        {_BASH_FILES}; return",
             "    elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 3 ]]; then",
             f'        COMPREPLY=($(compgen -W "{" ".join(inner)}" -- "$cur")); return',
             "    fi",
         ]
     lines.append("    case $prev in")
     if takes_file:
-        lines.append(f'    {takes_file}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
+        lines.append(f"    {takes_file}) {_BASH_FILES}; return ;;")
     for option in options:
         if _choices(option):
             words = " ".join(_choices(option))
@@ -275,7 +276,7 @@ def bash_completion(names: Sequence[str], options: Iterable[Described], inner: S
         "    if [[ $cur == -* ]]; then",
         f'        COMPREPLY=($(compgen -W "{spelled}" -- "$cur"))',
         "    else",
-        f'        COMPREPLY=($(compgen {"-c" if inner else "-f"} -- "$cur"))',
+        '        COMPREPLY=($(compgen -c -- "$cur"))' if inner else f"        {_BASH_FILES}",
         "    fi",
         "}",
         f"complete -F _{names[0]} {' '.join(names)}",
