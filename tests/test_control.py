@@ -614,7 +614,7 @@ def test_a_server_that_says_nothing(tmp_path, capsys, monkeypatch):
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         assert pesto.main([str(tmp_path / "s")]) == 1
-    assert "is this the socket of pysplice's --control, not -c?" in capsys.readouterr().err
+    assert "pesto takes that of -c" in capsys.readouterr().err
 
 
 def test_a_reason_of_the_servers(tmp_path, capsys):

@@ -2,6 +2,7 @@
 _pesto()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
+    if [[ $cur == '=' ]]; then cur=; elif [[ $prev == '=' ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
     case $prev in
     -C|--clear) COMPREPLY=($(compgen -W "HOST SPLICE" -- "$cur")); return ;;
     -t|--tcp-ports) COMPREPLY=($(compgen -W "none auto all" -- "$cur")); return ;;

@@ -2,10 +2,13 @@
 _pysplice()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
+    if [[ $cur == '=' ]]; then cur=; elif [[ $prev == '=' ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
     if [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 2 ]]; then
         compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return
     elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 3 ]]; then
         COMPREPLY=($(compgen -W "show add del" -- "$cur")); return
+    elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD -gt 3 && $cur == -* ]]; then
+        COMPREPLY=($(compgen -W "--json -t --tcp-ports -u --udp-ports -T --tcp-ns -U --udp-ns" -- "$cur")); return
     fi
     case $prev in
     -P|--pid|-c|--conf-path|--control|-l|--log-file|-p|--pcap|--netns|--userns|--trace-window) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;

@@ -31,7 +31,7 @@ def state_folder() -> str:
     try:
         os.makedirs(base, 0o711, exist_ok=True)
         if os.stat(base).st_uid != os.geteuid():
-            raise Failure(IO_FAILURE, f"{base} is another user's")
+            raise Failure(IO_FAILURE, f"{base} is another user's; set XDG_RUNTIME_DIR")
     except OSError as e:
         raise Failure(IO_FAILURE, f"cannot make {base}: {e.strerror}") from None
     return base

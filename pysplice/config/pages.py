@@ -67,6 +67,10 @@ PESTO = Page(
             "NOTES",
             (
                 ("PORTS", f"Written {PORTS_NOTE}."),
+                (
+                    "Without -A and -D",
+                    "Ports replace their whole table: with -t alone the host's UDP ports go.",
+                ),
                 ("Name", "pysplice is a pesto where it is called by this name: make a link."),
             ),
         ),

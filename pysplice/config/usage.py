@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from .options import GROUPS, OPTIONS, Option
-from .pages import Page, Switch
+from .pages import CTL, Page, Switch
 
 DATE = "2026-11-28"  # of the manual pages
 WIDTH = 100
@@ -218,6 +218,7 @@ def manual(version: str) -> str:
 # Completion
 
 _FILES = {"FILE", "PATH", "PATH|NAME"}
+_CTL_OPTIONS = ("--json", *(name for switch in CTL.switches for name in switch.names))
 _BASH_FILES = 'compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur")'
 _WORDS = {name: name.split("|") for name in ("endpoint|address|port", "BYTES|auto|off", "ADDR|none")}
 
@@ -251,6 +252,8 @@ def bash_completion(names: Sequence[str], options: Iterable[Described], inner: S
         f"_{names[0]}()",
         "{",
         "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}",
+        # --name=value is three words
+        "    if [[ $cur == '=' ]]; then cur=; elif [[ $prev == '=' ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi",
     ]
     if inner:
         lines += [
@@ -258,6 +261,8 @@ def bash_completion(names: Sequence[str], options: Iterable[Described], inner: S
             f"        {_BASH_FILES}; return",
             "    elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD == 3 ]]; then",
             f'        COMPREPLY=($(compgen -W "{" ".join(inner)}" -- "$cur")); return',
+            "    elif [[ ${COMP_WORDS[1]} == ctl && $COMP_CWORD -gt 3 && $cur == -* ]]; then",
+            f'        COMPREPLY=($(compgen -W "{" ".join(_CTL_OPTIONS)}" -- "$cur")); return',
             "    fi",
         ]
     lines.append("    case $prev in")

@@ -192,7 +192,7 @@ def _greeting(sock: socket.socket) -> list[Table]:
         return shown
     except TimeoutError:
         raise Failure(
-            "No greeting from the server: is this the socket of pysplice's --control, not -c?"
+            "No greeting from the server; if it is the socket of pysplice's --control: pesto takes that of -c"
         ) from None
     except OSError as e:
         raise Failure(f"Error reading from control socket: {e.strerror or e}") from None
