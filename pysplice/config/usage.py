@@ -210,7 +210,10 @@ def manual(version: str) -> str:
         _roff("pysplice --config-net --tap eth0 4711"),
         ".fi",
         ".SH SEE ALSO",
-        "pysplice\\-ctl(1), pysplice\\-pesto(1), pysplice\\-cni(8), pasta(1), ip\\-netns(8), user_namespaces(7)",
+        _roff(
+            "pysplice-ctl(1), pysplice-pesto(1), pysplice-cni(8), pysplice-netavark(8), pasta(1), ip-netns(8), "
+            "user_namespaces(7)"
+        ),
     ]
     return "\n".join([*lines, ""])
 
