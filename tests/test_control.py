@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -658,6 +659,7 @@ ANSWERS = {
     "no lists": b'{"ok": true, "notes": 5}',
     "no lists either": b'{"ok": true, "rules": 5}',
     "no text": b"\xff\xfe",
+    "no number": b'{"ok": true, "figures": NaN}',
 }
 
 
@@ -674,6 +676,44 @@ def test_answers_for_a_terminal(tmp_path, capsys):
     assert client.main([server.path, "show"]) == 0
     server.join()
     assert capsys.readouterr().out == "rule ?[2J\nrule ?\n"
+
+
+class Dripping(threading.Thread):
+    """A server that sends one byte after the other, without an end."""
+
+    def __init__(self, path, first: bytes) -> None:
+        super().__init__(daemon=True)
+        self.path = str(path)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._first = first
+        self.start()
+
+    def run(self) -> None:
+        with self._listener, self._listener.accept()[0] as client, contextlib.suppress(OSError):
+            client.sendall(self._first)
+            while True:
+                client.sendall(b" ")
+                time.sleep(0.02)
+
+
+@pytest.mark.pure
+def test_a_server_that_sends_for_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(client, "TIMEOUT", 0.5)
+    monkeypatch.setattr(pesto, "GREETING_TIMEOUT", 0.5)
+    assert client.main([Dripping(tmp_path / "ctl", b"").path, "show"]) == 1
+    assert "timed out" in capsys.readouterr().err
+    # The greeting, and a table of many rules that never comes
+    table = b"\1" + b"HOST".ljust(128, b"\0") + b"\0\0\0\x3f\0\0\3\xe8"
+    assert pesto.main(["-s", Dripping(tmp_path / "pesto", greeting(tail=table)).path]) == 1
+    assert "No greeting from the server" in capsys.readouterr().err
+
+
+def test_only_true_is_success(tmp_path, capsys):
+    server = Server(tmp_path / "s", b"", answer=b'{"ok": "no", "error": 5}\n')
+    assert client.main([server.path, "show"]) == 1
+    server.join()
 
 
 @pytest.mark.parametrize("end", ("| true", "> /dev/full", ">&-"))

@@ -104,7 +104,14 @@ def users(pattern: str) -> set[str]:
         (
             "the clock",
             r"import time$|from time ",
-            {"cni/attachment.py", "control/pesto.py", "loop.py", "observe/log.py", "setup/follow.py"},
+            {
+                "cni/attachment.py",
+                "control/client.py",
+                "control/pesto.py",
+                "loop.py",
+                "observe/log.py",
+                "setup/follow.py",
+            },
         ),
         ("chance", r"import random|import secrets", set()),
         ("the tap", r"_cext\.Tap\(", {"link/tap.py"}),

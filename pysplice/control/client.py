@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .tables import MAGIC, printable
 
 TIMEOUT = 10.0  # seconds
 ANSWER_MAX = 16 << 20  # bytes
+RECEIVE_MAX = 1 << 16
 
 Request = dict[str, str] | list[dict[str, str]]  # see requests.py
 
@@ -46,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or os.strerror(errno.EIO)
         return _fail(f"cannot ask {words[0]}: {reason}{_hint(words[0], e)}")
-    if not answer.get("ok"):
+    if answer.get("ok") is not True:
         return _fail(printable(str(answer.get("error"))))
     for note in answer.get("notes", ()):
         sys.stderr.write(f"pysplice: {printable(str(note))}\n")
@@ -127,18 +129,33 @@ def _absolute(ports: str) -> str:
     return f"{UNIX}{os.path.abspath(path)}{colon}{port}" if path else ports
 
 
+def _line(sock: socket.socket) -> bytes:
+    """The line that comes, or as much of it as there is room for; raises TimeoutError if all of it takes too long."""
+    found, until = bytearray(), time.monotonic() + TIMEOUT
+    while len(found) < ANSWER_MAX and not found.endswith(b"\n"):
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        data = sock.recv(RECEIVE_MAX)
+        if not data:
+            break
+        found += data
+    return bytes(found)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
 def ask(path: str, request: Request) -> dict[str, Any]:
     """The answer to a request; raises OSError or ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(TIMEOUT)
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b"\n")
-        with sock.makefile("rb") as lines:
-            line = lines.readline(ANSWER_MAX) or b'{"error": "no answer"}'
+        line = _line(sock) or b'{"error": "no answer"}'
     if line.startswith(MAGIC):
         raise ValueError("it is the socket of -c, for pesto; pysplice ctl takes that of --control")
     try:
-        answer = json.loads(line.decode())
+        answer = json.loads(line.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError):
         answer = None
     lists = ("notes", "rules", "listening", "connections", "refused")

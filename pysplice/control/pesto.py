@@ -138,7 +138,6 @@ def _run(options: list[tuple[str, str]], path: str, said: list[str]) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(TIMEOUT), 0))
         try:
             sock.connect(path)
-            sock.settimeout(GREETING_TIMEOUT)
         except (OSError, ValueError) as e:
             raise Failure(f"Failed to connect to {path}: {getattr(e, 'strerror', None) or e}") from None
         if debug:
@@ -175,11 +174,12 @@ def _greeting(sock: socket.socket) -> list[Table]:
     """The tables of the server; raises Failure."""
     reading = tables.read_greeting()
     wanted = next(reading)
-    started = False
+    started, until = False, time.monotonic() + GREETING_TIMEOUT
     try:
         while True:
             part = b""
             while len(part) < wanted:
+                sock.settimeout(max(until - time.monotonic(), 0.001))
                 data = sock.recv(wanted - len(part))
                 if not data:
                     end = "Error reading from control socket"
