@@ -99,7 +99,7 @@ def _run(command: str, conf: dict[str, Any], version: str) -> dict[str, Any] | N
         if command == "CHECK":
             _check(request)
         else:
-            delete(attachment, users_of(conf))
+            delete(attachment, conf)
         return None
 
 
@@ -146,7 +146,7 @@ def _collect(network: str, conf: dict[str, Any]) -> None:
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise Failure(INVALID, "cni.dev/valid-attachments is missing")
     valid = [(entry.get("containerID"), entry.get("ifname")) for entry in listed]
-    users = users_of(conf)
+    users_of(conf)  # says what is wrong before anything is ended
     folder = state_folder()
     for name in os.listdir(folder):
         if not name.endswith(".json"):
@@ -159,7 +159,7 @@ def _collect(network: str, conf: dict[str, Any]) -> None:
             continue
         if attachment.network == network and (attachment.container, attachment.ifname) not in valid:
             with locked(attachment):
-                delete(attachment, users)
+                delete(attachment, conf)
 
 
 def _status() -> None:

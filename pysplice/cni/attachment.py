@@ -30,8 +30,11 @@ def state_folder() -> str:
         base = f"{runtime or '/run'}/pysplice-cni"
     try:
         os.makedirs(base, 0o711, exist_ok=True)
-        if os.stat(base).st_uid != os.geteuid():
+        found = os.stat(base)
+        if found.st_uid != os.geteuid():
             raise Failure(IO_FAILURE, f"{base} is another user's; set XDG_RUNTIME_DIR")
+        if found.st_mode & 0o022:
+            raise Failure(IO_FAILURE, f"others may write to {base}")
     except OSError as e:
         raise Failure(IO_FAILURE, f"cannot make {base}: {e.strerror}") from None
     return base
@@ -80,11 +83,24 @@ def note_path(attachment: Attachment) -> str:
 
 def attached(attachment: Attachment) -> object:
     """Which namespace was attached last, as identify() has it; None if that is not known."""
+    return _noted(attachment).get("identity")
+
+
+def users_noted(attachment: Attachment) -> frozenset[int]:
+    """The users that the process of an attachment may run as, from the time when it was started."""
+    users = _noted(attachment).get("users")
+    return (
+        frozenset(user for user in users if type(user) is int) if isinstance(users, list) else frozenset()
+    )
+
+
+def _noted(attachment: Attachment) -> dict[str, Any]:
     try:
         with open(note_path(attachment), encoding="utf-8") as file:
-            return json.load(file)["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+            noted = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def identify(netns: str) -> list[int]:

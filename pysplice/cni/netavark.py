@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..setup import privileges
-from .attachment import locked, users_of
+from .attachment import locked
 from .request import ENVIRONMENT, INVALID, UNSUPPORTED, Attachment, Failure, Request, read_conf
 from .serve import add, delete
 
 API_VERSION = "1.0.0"
 RESULT_VERSION = "1.0.0"  # of CNI, from which the answer is made
 PORTS_MAX = 1024
+MTU_DIGITS = 5
 OPTIONS = ("mtu", "options", "runas")  # of `podman network create -o`
 
 
@@ -48,11 +49,14 @@ def _run(words: list[str]) -> dict[str, Any] | None:
         return _create(read_conf())
     if len(words) != 2 or words[0] not in ("setup", "teardown"):
         raise Failure(ENVIRONMENT, "netavark calls this with info, create, setup PATH or teardown PATH")
-    request = _request(read_conf(), words[1])
-    with locked(request.attachment):
-        if words[0] == "setup":
+    asked = read_conf()
+    attachment = _attachment(asked)
+    if words[0] == "setup":
+        request = Request("ADD", _conf(asked), RESULT_VERSION, attachment, words[1])
+        with locked(attachment):
             return _status(add(request), request)
-        delete(request.attachment, users_of(request.conf))
+    with locked(attachment):
+        delete(attachment, _object(_object(asked, "network"), "options"))
     return None
 
 
@@ -78,18 +82,24 @@ def _options(network: dict[str, Any]) -> dict[str, Any]:
             raise Failure(INVALID, f"option {name} is invalid")
     conf: dict[str, Any] = {"options": given.get("options", "").split(), "runas": given.get("runas", "")}
     if "mtu" in given:
-        if not given["mtu"].isdecimal():
+        if not given["mtu"].isascii() or not given["mtu"].isdigit() or len(given["mtu"]) > MTU_DIGITS:
             raise Failure(INVALID, f"mtu: '{given['mtu']}' is no number")
         conf["mtu"] = int(given["mtu"])
     return conf
 
 
-def _request(asked: dict[str, Any], netns: str) -> Request:
-    """A request of netavark's, as one of CNI; raises Failure."""
+def _attachment(asked: dict[str, Any]) -> Attachment:
+    """What a request is for; raises Failure."""
     network, wanted = _object(asked, "network"), _object(asked, "network_options")
     names = (network.get("name"), asked.get("container_id"), wanted.get("interface_name"))
-    if not all(isinstance(name, str) and name for name in names):
-        raise Failure(INVALID, "the network, the container or the interface has no name")
+    if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+        raise Failure(INVALID, "the network, the container or the interface has no name, or an invalid one")
+    return Attachment(*map(str, names))
+
+
+def _conf(asked: dict[str, Any]) -> dict[str, Any]:
+    """What a request asks for, as a configuration of CNI has it; raises Failure."""
+    network, wanted = _object(asked, "network"), _object(asked, "network_options")
     conf = _options(network)
     if wanted.get("static_mac"):
         conf["options"] += ["--ns-mac-addr", str(wanted["static_mac"])]
@@ -98,7 +108,7 @@ def _request(asked: dict[str, Any], netns: str) -> Request:
         "ips": wanted.get("static_ips") or [],
         "portMappings": _ports(asked.get("port_mappings") or []),
     }
-    return Request("ADD", conf, RESULT_VERSION, Attachment(*map(str, names)), netns)
+    return conf
 
 
 def _object(conf: dict[str, Any], name: str) -> dict[str, Any]:

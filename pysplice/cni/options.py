@@ -6,9 +6,16 @@ Pure.  Imports `config` and request.py.
 import ipaddress
 from typing import Any
 
-from ..config import IPAddress
+from ..config import Config, ConfigError, IPAddress
+from ..config.options import Usage, parse
 from ..config.ports import PORT_MAX
 from .request import INVALID, UNSUPPORTED, Failure, Request
+
+# Fields of Config that options of a network may not change: one process serves each container, and no files are written
+OURS = (
+    "target", "ifname", "foreground", "pid_file", "log_file", "pcap", "trace_window", "runas", "control", "conf_path",
+    "stats",
+)  # fmt: skip
 
 DNS_FORWARD = "169.254.1.1"  # where queries go, unless the network has name servers of its own
 
@@ -34,8 +41,22 @@ def options_of(request: Request) -> list[str]:
         words += ["--dns-forward", DNS_FORWARD]
     words += _published(runtime)
     words += ["-T", "none", "-U", "none"]
-    words += texts(conf, "options")
-    return words
+    given = texts(conf, "options")
+    _check(given)
+    return words + given
+
+
+def _check(words: list[str]) -> None:
+    """Raises Failure for words that are no options, or that say what is this plugin's to say."""
+    try:
+        found, untouched = parse(words), Config()
+    except ConfigError as e:
+        raise Failure(INVALID, f"options: {e}") from None
+    except Usage as e:
+        raise Failure(INVALID, f"options: there is nothing to print for {e.what}") from None
+    for field in OURS:
+        if getattr(found, field) != getattr(untouched, field):
+            raise Failure(INVALID, f"options: {field.replace('_', ' ')} is not for a network to choose")
 
 
 def _published(runtime: dict[str, Any]) -> list[str]:

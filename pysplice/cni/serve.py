@@ -8,10 +8,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
 from typing import Any
 
-from .attachment import attached, control_path, end, identify, lock_path, note_path, serves, users_of
+from .attachment import (
+    attached,
+    control_path,
+    end,
+    identify,
+    lock_path,
+    note_path,
+    serves,
+    users_noted,
+    users_of,
+)
 from .options import options_of
 from .request import INVALID, IO_FAILURE, NOT_STARTED, Attachment, Failure, Request
 from .result import result_of
@@ -33,14 +42,15 @@ def add(request: Request) -> dict[str, Any]:
     # First of all, so that GC finds whatever is begun
     try:
         with open(note_path(attachment), "w", encoding="utf-8") as file:
-            json.dump(attachment._asdict() | {"netns": request.netns, "identity": identity}, file)
+            noted = {"netns": request.netns, "identity": identity, "users": sorted(users)}
+            json.dump(attachment._asdict() | noted, file)
     except OSError as e:
         raise Failure(IO_FAILURE, f"cannot write {note_path(attachment)}: {e.strerror}") from None
     try:
         _start(request, options)
         return result_of(request)
     except BaseException:
-        delete(attachment, users)
+        delete(attachment, request.conf)
         raise
 
 
@@ -61,22 +71,34 @@ def _start(request: Request, options: list[str]) -> None:
     except OSError as e:
         raise Failure(NOT_STARTED, f"cannot start pysplice: {e.strerror}") from None
     if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no reason was given"]
+        lines = [line for line in result.stderr.splitlines() if line and "started as root" not in line]
+        lines = lines or [f"status {result.returncode}, without a reason"]
         raise Failure(NOT_STARTED, lines[-1].removeprefix("pysplice: "))
 
 
 def _program() -> list[str]:
-    """The command `pysplice`: the script beside this one, because a security module knows a program by its path."""
-    script = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "pysplice")
-    return (
-        [script]
-        if os.access(script, os.X_OK) and os.path.isfile(script)
-        else [sys.executable, "-m", "pysplice"]
-    )
+    """The command `pysplice`: the script beside this one, because a security module knows a program by its path.
+
+    Where another user could have put it there, the interpreter starts the package instead.
+    """
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))
+    script = f"{folder}/pysplice"
+    if os.path.isfile(sys.argv[0]) and os.access(script, os.X_OK) and _is_ours(folder) and _is_ours(script):
+        return [script]
+    return [sys.executable, "-m", "pysplice"]
 
 
-def delete(attachment: Attachment, users: Collection[int]) -> None:
-    """End what serves an attachment; it is no error if nothing does."""
+def _is_ours(path: str) -> bool:
+    """True for what only this user and root can write."""
+    found = os.stat(path)
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
+
+
+def delete(attachment: Attachment, conf: dict[str, Any]) -> None:
+    """End what serves an attachment; it is no error if nothing does, or if the network's user is gone by now."""
+    users = {os.geteuid(), *users_noted(attachment)}
+    with contextlib.suppress(Failure):
+        users |= users_of(conf)
     end(attachment, users)
     for path in (note_path(attachment), control_path(attachment), lock_path(attachment)):
         with contextlib.suppress(FileNotFoundError):

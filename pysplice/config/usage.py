@@ -139,8 +139,8 @@ def _entry(option: Described) -> list[str]:
     return [".TP", names + value, _roff(option.help) + "."]
 
 
-def page(page: Page, version: str) -> str:
-    """The manual page of another page."""
+def manual_of(page: Page, version: str) -> str:
+    """One page of the manual, of another command."""
     kind = "User Commands" if page.section == 1 else "System Administration"
     lines = [
         f'.TH {page.page.upper()} {page.section} "{DATE}" "pysplice {version}" "{kind}"',

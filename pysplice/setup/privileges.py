@@ -58,14 +58,14 @@ def user_to_become(runas: str) -> tuple[int, int] | None:
         runas = "nobody"
     user, _, group = runas.partition(":")
     try:
-        if user.isdigit():
+        if _is_number(user):
             uid = int(user)
             gid = uid if not group else -1
         else:
             entry = pwd.getpwnam(user)
             uid, gid = entry.pw_uid, entry.pw_gid
         if group:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
     except KeyError:
         raise ConfigError(f"no such user or group: '{runas}'") from None
     if not 0 <= uid < 2**32 - 1 or not 0 <= gid < 2**32 - 1:
@@ -84,6 +84,11 @@ def is_root() -> bool:
             return file.read().split() == ["0", "0", "4294967295"]
     except OSError:
         return False
+
+
+def _is_number(text: str) -> bool:
+    """True for the number of a user or group; others are names."""
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def become(user: tuple[int, int] | None) -> None:

@@ -16,6 +16,7 @@ import pytest
 from pysplice.cni import __main__ as command
 from pysplice.cni import attachment as attachments
 from pysplice.cni import request as cni
+from pysplice.cni import serve
 
 from ..support.namespaces import Namespace
 from .test_forward import accept, until
@@ -274,7 +275,9 @@ ERRORS: dict[str, tuple[dict, int]] = {
     ),
     "no list of ports": ({"runtimeConfig": {"portMappings": {}, "ips": 5}}, cni.INVALID),
     "no address": ({"runtimeConfig": {"ips": ["x"]}}, cni.INVALID),
-    "an option": ({"options": ["--nonsense"]}, cni.NOT_STARTED),
+    "an option": ({"options": ["--nonsense"]}, cni.INVALID),
+    "a file": ({"options": ["-l", "/tmp/x"]}, cni.INVALID),
+    "a command": ({"options": ["--", "true"]}, cni.INVALID),
     "no options": ({"options": "x"}, cni.INVALID),
     "no list for GC": ({"command": "GC"}, cni.INVALID),
     "no objects for GC": ({"command": "GC", "cni.dev/valid-attachments": [5]}, cni.INVALID),
@@ -290,6 +293,24 @@ def test_errors(world, engine, name):
     assert answer["msg"] and "\n" not in answer["msg"] and answer["cniVersion"] in cni.VERSIONS
     assert not engine.state.exists() or not serving(engine)
     engine.state.mkdir(exist_ok=True)
+
+
+def test_a_program_that_another_user_could_have_put_there(tmp_path, monkeypatch):
+    plugin, program = tmp_path / "pysplice-cni", tmp_path / "pysplice"
+    for path in (plugin, program):
+        path.write_text("#!/bin/true\n")
+        path.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(plugin)])
+    tmp_path.chmod(0o755)
+    assert serve._program() == [str(program)]
+    for path, mode in ((tmp_path, 0o1777), (program, 0o775)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert serve._program() == [sys.executable, "-m", "pysplice"]
+        path.chmod(before)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert serve._program() == [sys.executable, "-m", "pysplice"]
 
 
 def test_a_port_that_is_taken(world, engine):

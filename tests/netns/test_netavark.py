@@ -138,12 +138,38 @@ def test_a_network_that_cannot_be_had(world, podman, changes, why):
         ({"network": NETWORK | {"network_dns_servers": [5]}}, "nameservers is no list"),
         ({"network": NETWORK | {"options": {"runas": "--help"}}}, "no such user"),
         ({"network": NETWORK | {"options": {"options": "--no-such"}}}, "--no-such"),
+        ({"network": NETWORK | {"options": {"options": "-l /tmp/x"}}}, "log file is not for a network"),
+        (
+            {"network": NETWORK | {"options": {"options": "--netns /run/netns/x"}}},
+            "target is not for a network",
+        ),
+        ({"network": NETWORK | {"options": {"options": "touch /tmp/x"}}}, "target is not for a network"),
+        ({"network": NETWORK | {"options": {"options": "--help"}}}, "nothing to print for help"),
+        ({"network": NETWORK | {"options": {"runas": "\u00b2"}}}, "no such user"),
+        ({"network": NETWORK | {"options": {"runas": "9" * 5000}}}, "no such user"),
+        ({"network": NETWORK | {"options": {"mtu": "9" * 5000}}}, "is no number"),
+        ({"network": NETWORK | {"name": "\ud800"}}, "invalid"),
+        ({"network_options": {"interface_name": "a\0b"}}, "invalid"),
     ),
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_request_that_cannot_be_met(world, podman, changes, why):
     assert why in podman.call("setup", world.guest.path, **changes)["error"]
     assert "eth0" not in world.guest.run("ip", "link").stdout
+
+
+def test_a_user_that_is_gone(world, podman):
+    podman.call("setup", world.guest.path)
+    network = NETWORK | {"options": {"runas": "nobody-of-this-name"}}
+    assert podman.call("teardown", world.guest.path, network=network) == {}
+    assert "eth0" not in world.guest.run("ip", "link").stdout
+
+
+def test_a_folder_that_others_may_write_to(world, podman):
+    os.makedirs(podman.state)
+    os.chmod(podman.state, 0o777)
+    assert "others may write" in podman.call("setup", world.guest.path)["error"]
+    os.chmod(podman.state, 0o711)
 
 
 @pytest.mark.parametrize("text", ("", "[]", "{", "null", "[" * 100_000), ids=lambda text: text[:5])
