@@ -49,7 +49,7 @@ enum frame_kind {
 enum drop_reason {
 	DROP_LENGTH,            /* it is shorter than it says, or has no header */
 	DROP_CHECKSUM,
-	DROP_FLAGS,             /* that no TCP sends, or broken options */
+	DROP_FLAGS,             /* that no TCP sends */
 	DROP_PORT,              /* 0 */
 	DROP_ADDRESS,           /* that no packet comes from, or TCP goes to */
 	DROP_FRAGMENT,          /* of a TCP segment */

@@ -56,7 +56,7 @@ static int set_key(struct segment *seg, const struct layer4 *l4)
 }
 
 /* RFC 9293, section 3.1 and RFC 7323, section 2.2: the options of a SYN. */
-static int parse_options(const uint8_t *p, size_t len, struct segment *seg)
+static void parse_options(const uint8_t *p, size_t len, struct segment *seg)
 {
 	while (len) {
 		if (p[0] == TCP_OPTION_END)
@@ -66,22 +66,19 @@ static int parse_options(const uint8_t *p, size_t len, struct segment *seg)
 			len--;
 			continue;
 		}
+		/* RFC 9293, 3.1 (MUST-7): what is behind an illegal length
+		 * cannot be read, and an option of another length than its own
+		 * says nothing; the kernel does the same */
 		if (len < 2 || p[1] < 2 || p[1] > len)
-			return -1;
-		if (p[0] == TCP_OPTION_MSS) {
-			if (p[1] != 4)
-				return -1;
+			break;
+		if (p[0] == TCP_OPTION_MSS && p[1] == 4)
 			seg->mss = get16((be16){ { p[2], p[3] } });
-		} else if (p[0] == TCP_OPTION_WSCALE) {
-			if (p[1] != 3)
-				return -1;
+		else if (p[0] == TCP_OPTION_WSCALE && p[1] == 3)
 			seg->wscale = p[2] > TCP_WSCALE_MAX ? TCP_WSCALE_MAX :
 							      (int8_t)p[2];
-		}
 		len -= p[1];
 		p += p[1];
 	}
-	return 0;
 }
 
 static enum frame_kind parse_tcp(const struct layer4 *l4, struct segment *seg)
@@ -104,10 +101,9 @@ static enum frame_kind parse_tcp(const struct layer4 *l4, struct segment *seg)
 	if (!set_key(seg, l4))
 		return bad(seg, DROP_PORT);
 	seg->wscale = -1;
-	if ((seg->flags & TCP_SYN) &&
-	    parse_options((const uint8_t *)(tcp + 1), header - sizeof(*tcp),
-			  seg))
-		return bad(seg, DROP_FLAGS);
+	if (seg->flags & TCP_SYN)
+		parse_options((const uint8_t *)(tcp + 1), header - sizeof(*tcp),
+			      seg);
 
 	seg->seq = get32(tcp->seq);
 	seg->ack = get32(tcp->ack);

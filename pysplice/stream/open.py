@@ -105,7 +105,7 @@ class Opener:
             if e.errno in UNREACHABLE:
                 self._tap.unreachable(headers, e.errno, now)
             elif e.errno not in NO_DESCRIPTOR:
-                self._tap.reset(key, mac, 0, seq.add(run.seq, 1), RST | ACK)
+                self._refuse(run, key, mac)
             return None
         unreachable = partial(self._tap.unreachable, headers)
         flow = self._add(key, station, host, run, unreachable, now)

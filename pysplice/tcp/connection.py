@@ -49,7 +49,7 @@ from .handshake import ABORT, ACCEPTED, CHALLENGE, CONFIRMED, REFUSED, Handshake
 from .receive import Receive
 from .send import UNACCEPTABLE, Send
 from .small_queue import SmallQueue
-from .timing import NEVER, keepalive_at
+from .timing import NEVER, Challenges, keepalive_at
 
 # How often in a row the guest may leave us without an answer: tcp_synack_retries, tcp_retries2 and
 # tcp_keepalive_probes of Linux
@@ -88,7 +88,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_handshake", "_queue", "error", "facts", "host", "quiet_since", "receive", "send", "tap", "unanswered",
+        "_challenges", "_handshake", "_queue", "error", "facts", "host", "quiet_since", "receive", "send", "tap",
+        "unanswered",
     )  # fmt: skip
 
     def __init__(self, tap: TapDoor, host: HostDoor, run: Run | None, terms: Terms, now: float) -> None:
@@ -99,7 +100,8 @@ class Connection:
         self.error = 0  # the errno that has ended the connection; 0 for a good end
         self.receive = Receive(host, terms.queue, terms.mss, terms.estimate, terms.trace)
         self.send = Send(tap, host, self.receive, terms.isn, terms.mss)
-        self._handshake = Handshake(tap, self.receive, self.send)
+        self._handshake = Handshake(tap, self.receive, self.send, run)
+        self._challenges = Challenges()
         self.quiet_since = now  # when the guest was last heard, or probed
         self.unanswered = 0  # how often in a row it did not answer
         if run is None:
@@ -123,7 +125,7 @@ class Connection:
         if not self.facts & ESTABLISHED and not self._opened(run, now):
             return
         if flags & (RST | SYN):
-            self._reset_or_syn(run)
+            self._reset_or_syn(run, now)
             return
         if not flags & ACK:
             return
@@ -133,13 +135,15 @@ class Connection:
         offset = seq.diff(receive.seq_from_tap, run.seq)
         end = run.length + (1 if flags & FIN else 0)
         if offset >= max(end, 1) or (offset < 0 and seq.diff(run.seq, receive.wnd_edge) > 0):
-            self._ack()
+            if end or self._challenges.may_be(now):
+                self._ack()
             return
 
         acknowledged = self.send.acknowledged(run, now)
         if acknowledged:
             if acknowledged == UNACCEPTABLE:
-                self._ack()
+                if self._challenges.may_be(now):
+                    self._ack()
                 return
             if not self.facts & TAP_FIN_ACKED:
                 self._learn(TAP_FIN_ACKED)
@@ -202,10 +206,7 @@ class Connection:
                 self._send_ack(room, left)
 
     def reset(self, error: int, silently: bool = False) -> None:
-        """End the connection in both directions at once, in any state; `error` is an errno.
-
-        `silently`: the guest hears nothing, as from a host that does not exist.
-        """
+        """End both directions at once, in any state, with an errno; `silently`: the guest hears nothing of it."""
         if not self.facts & CLOSED:
             self.error = error
             if not silently:
@@ -248,7 +249,7 @@ class Connection:
     def _opened(self, run: Run, now: float) -> bool:
         """A run for a connection that is not established; True if it is now, and the run goes on."""
         verdict = self._handshake.judge(self.facts, run, now)
-        if verdict == CHALLENGE:
+        if verdict == CHALLENGE and self._challenges.may_be(now):
             self._ack()
         elif verdict == ABORT:
             self._abort_host()
@@ -259,22 +260,19 @@ class Connection:
             if verdict == ACCEPTED:
                 self._syn_from_tap(run)
             self._learn(ESTABLISHED)
-            self.send.established(run)
+            self.send.established(run, now)
             if verdict == ACCEPTED:
                 self._ack()
                 self._pump(now)
         return verdict == CONFIRMED
 
-    def _reset_or_syn(self, run: Run) -> None:
+    def _reset_or_syn(self, run: Run, now: float) -> None:
         """RFC 5961, sections 3.2 and 4.2: only an exact RST counts, anything else is challenged."""
-        if run.flags & RST:
-            if run.seq == self.receive.seq_from_tap:
-                self.error = errno.ECONNRESET
-                self._leave_host()
-                return
-            if not self.receive.in_window(run.seq):
-                return
-        self._ack()
+        if run.flags & RST and run.seq == self.receive.seq_from_tap:
+            self.error = errno.ECONNRESET
+            self._leave_host()
+        elif (not run.flags & RST or self.receive.in_window(run.seq)) and self._challenges.may_be(now):
+            self._ack()
 
     # The two directions
 

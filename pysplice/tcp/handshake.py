@@ -28,14 +28,15 @@ UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, er
 
 
 class Handshake:
-    """The handshake of one connection."""
+    """The handshake of one connection; `run` is the guest's SYN, or None if we ask the guest."""
 
-    __slots__ = ("_receive", "_send", "_tap")
+    __slots__ = ("_receive", "_send", "_syn_data", "_tap")
 
-    def __init__(self, tap: TapDoor, receive: Receive, send: Send) -> None:
+    def __init__(self, tap: TapDoor, receive: Receive, send: Send, run: Run | None) -> None:
         self._tap = tap
         self._receive = receive
         self._send = send
+        self._syn_data = 0 if run is None else run.length  # it is not taken, only counted by a refusal
 
     def ask(self, facts: int, now: float) -> None:
         """Send our SYN, or send it again; it is on its way once TAP_SYN_SENT is a fact."""
@@ -59,8 +60,11 @@ class Handshake:
     def _sent(self, before: int, now: float) -> None:
         send = self._send
         send.retransmit_at = now + send.round_trip.timeout()
-        if not before:
+        if before:
+            send.round_trip.resent()
+        else:
             send.seq_to_tap = seq.add(send.seq_to_tap, 1)
+            send.round_trip.sent(send.seq_to_tap, now)
 
     def refuse(self, error: int, now: float) -> None:
         """Tell the guest that connect() has failed with this errno."""
@@ -68,7 +72,8 @@ class Handshake:
             self._tap.unreachable(error, now)
         elif error != errno.ETIMEDOUT:
             # connect() has timed out: no host answered it, so nothing answers the guest, which has its own timer
-            self._tap.segment(0, self._receive.seq_from_tap, 0, RST | ACK)
+            # RFC 9293, 3.10.7.1: the whole length of the SYN is acknowledged
+            self._tap.segment(0, seq.add(self._receive.seq_from_tap, self._syn_data), 0, RST | ACK)
 
     def judge(self, facts: int, run: Run, now: float) -> int:
         """What a run means; one of the verdicts.  A SYN that was repeated is answered here."""

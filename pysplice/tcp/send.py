@@ -93,10 +93,10 @@ class Send:
         self.mss = min(max(run.mss or MSS_DEFAULT, MSS_MIN), self._receive.mss)
         self.ws_from_tap = max(run.wscale, 0)
 
-    def established(self, run: Run) -> None:
-        """Our SYN is acknowledged."""
+    def established(self, run: Run, now: float) -> None:
+        """Our SYN is acknowledged: the first round trip is known."""
         self.seq_ack_from_tap = run.ack
-        self.round_trip.backoff = 0
+        self.round_trip.acknowledged(run.ack, now)
         self.retransmit_at = NEVER
 
     def in_flight(self) -> int:

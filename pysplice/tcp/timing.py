@@ -1,4 +1,4 @@
-"""How long to wait for the guest: round trips and the retransmission timeout (RFC 6298).
+"""How long to wait for the guest: round trips and the retransmission timeout (RFC 6298), keepalives, challenges.
 
 Owns the estimate of one connection.  Imports seq.py; it knows nothing about segments except their numbers.
 """
@@ -14,6 +14,9 @@ RTO_INITIAL: Final = 1.0
 RTO_MIN: Final = 0.2
 RTO_MAX: Final = 120.0
 BACKOFF_MAX: Final = 16
+
+# Seconds between two challenges of a connection (Linux: tcp_invalid_ratelimit)
+CHALLENGE_INTERVAL: Final = 0.5
 
 # A guest that has been silent for this long is asked for a sign of life (passt: KEEPALIVE_INTERVAL), seconds.  The
 # time is rounded up to whole ticks, so that many idle connections share one wake-up.
@@ -67,6 +70,25 @@ class RoundTrip:
     def timeout(self) -> float:
         """Seconds to wait from now on."""
         return min(self.rto * (1 << self.backoff), RTO_MAX)
+
+
+class Challenges:
+    """When a segment that a peer in step with us would not have sent may be answered.
+
+    Not always: two ends that are out of step would answer each other for ever (RFC 5961, section 7).
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last = -NEVER
+
+    def may_be(self, now: float) -> bool:
+        """True if the answer may go out; it counts as sent."""
+        if now - self._last < CHALLENGE_INTERVAL:
+            return False
+        self._last = now
+        return True
 
 
 def keepalive_at(quiet_since: float) -> float:

@@ -28,9 +28,6 @@ SEGMENT: Final = 1448  # an MSS that is not known
 # The price of a byte rises a little as a queue grows; this part of the buffer is left for that, 0.2 %
 MARGIN_SHIFT: Final = 9
 
-# A room below one MSS counts as none if data was sent less than this many round trips ago
-SILLY_RTTS: Final = 10
-
 
 def scaled(buffer: int) -> int:
     """How much payload a send buffer of `buffer` bytes can be expected to hold.
@@ -172,19 +169,15 @@ def writable(facts: SocketFacts) -> bool:
 def room(facts: SocketFacts, mss: int, estimate: Estimator = DEFAULT_ESTIMATOR) -> int:
     """Bytes that the guest may send beyond what was read; `mss` is its segment size.
 
-    Silly windows (RFC 813, section 3; RFC 9293, 3.8.6.2.2): a room below one segment, while data is
-    queued and flows, counts as 0.  This is done only while the socket is not writable, because only
-    then does the kernel tell us when to open the window again.  While it is writable the room is at least
-    one segment: a sendmsg() may then fall short by less than that, and the rest is kept.
+    Silly windows (RFC 813, section 3; RFC 9293, 3.8.6.2.2): a room below one segment counts as 0.  This is done only
+    while the socket is not writable, because only then does the kernel tell us when to open the window again.
+    While it is writable the room is at least one segment: a sendmsg() may then fall short by less than that, and the
+    rest is kept.
     """
     free = estimate(facts)
     if free >= mss:
         return free
-    if writable(facts):
-        return mss
-    if facts.outq > 0 and facts.last_data_sent * 1000 < SILLY_RTTS * max(facts.rtt, 1000):
-        return 0
-    return free
+    return mss if writable(facts) else 0
 
 
 def bounds(facts: SocketFacts, mss: int, estimate: Estimator) -> dict[str, Any]:

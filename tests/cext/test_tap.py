@@ -73,6 +73,25 @@ def test_syn(tap, version):
     assert (run.mss, run.wscale) == (0, -1)
 
 
+@pytest.mark.parametrize(
+    ("options", "mss", "wscale"),
+    (
+        ("020405b4fe000000", 1460, -1),  # a length of 0: what is behind cannot be read
+        ("fe280000020405b4", 0, -1),  # longer than the header
+        ("0203050303070000", 0, 7),  # an MSS of another length says nothing
+        ("0304070002040218", 536, -1),
+        ("00020405b4000000", 0, -1),  # behind the end of the list
+        ("01010101020405b4", 1460, -1),
+    ),
+)
+def test_broken_options_of_a_syn(tap, options, mss, wscale):
+    """RFC 9293, section 3.1 (MUST-7): the segment counts, and what can be read of its options."""
+    options = bytes.fromhex(options)
+    frame = segment(4, flags="S", dataofs=5 + len(options) // 4, payload=options)
+    (run,), _ = tap.drain(frame)
+    assert (run.flags, run.mss, run.wscale, run.length) == (2, mss, wscale, 0)
+
+
 def test_ipv6_extension_headers(tap):
     plain = segment(6, b"data", seq=5)
     # A hop-by-hop and a destination options header before TCP

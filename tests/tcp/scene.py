@@ -36,6 +36,7 @@ class Scene:
         irs: int = IRS,
         isn: int = ISN,
         inbound: bool = False,
+        syn_data: bytes = b"",
         **host,
     ) -> None:
         self.now = 1000.0
@@ -45,7 +46,7 @@ class Scene:
         self.next = seq.add(irs, 1)  # what the guest sends next
         self.acked = seq.add(isn, 1)  # what the guest has acknowledged
         self.isn = isn
-        self.syn = FakeRun(irs, 0, window_, SYN, mss=guest_mss, wscale=wscale)
+        self.syn = FakeRun(irs, 0, window_, SYN, syn_data, mss=guest_mss, wscale=wscale)
         self.connection = Connection(
             self.tap, self.host, None if inbound else self.syn,
             Terms(isn, mss, self.queue, estimate, trace), self.now,

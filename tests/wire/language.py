@@ -1,0 +1,181 @@
+"""The language of the scripts.
+
+A file holds several scripts.  Each begins with `== TITLE`, then its head, an empty line, and its steps:
+
+    == A SYN that comes again gets the same SYN-ACK
+    source: RFC 9293, 3.10.7.4
+
+    > SYN
+    < SYN,ACK seq=0 ack=1
+    0.2 > SYN
+    < SYN,ACK seq=0 ack=1
+    server accept
+
+The head has one field a line:
+
+    source: TEXT     where the behaviour is written down
+    pysplice: TEXT   why pysplice differs; a script that has lines for pysplice alone must have it
+    only: 4 or 6     the version of IP that the script is about; both without it
+    isn: NUMBER      the guest's first sequence number (default 1000)
+    takes: long      it lasts more than 20 seconds: the suite leaves it to the command
+    takes: all       it must run by itself, because it meets a limit that all flows share
+    from: server     the server connects to the guest, where `server connect` says so
+
+A step is one line.  A number in front of it is how many seconds pass before.  `linux|` or `pysplice|` in front means
+that the line is for that stack alone (stacks for comparison take Linux's lines).  Then comes who acts:
+
+    > KIND name=value ...    the guest sends a frame
+    < KIND name=value ...    the stack sends such a frame within 5 seconds; frames that differ are passed over,
+                             but a RST that the line does not ask for fails the script; `within=LOW..` says how
+                             long after the last frame that was expected; `count=LOW..HIGH in=SECONDS` counts
+    < nothing SECONDS        no frame of this script in that time
+    < data FROM:TO           the server's bytes FROM to TO arrive, their content is right, and their segments are
+                             within the window; `acknowledged`: the guest acknowledges each segment
+    server VERB ...          the application behind the stack acts (see player.py)
+    guest VERB ...           the guest changes: `mac ADDRESS`; `fill`: it sends all that the window permits
+
+KIND is flags of TCP joined by commas (SYN, ACK, FIN, RST, PSH, URG, ECE, CWR, NONE), or UDP, ECHO, ECHO-REPLY, ERROR,
+WHO-HAS, IS-AT, SOLICIT-ROUTER, ADVERTISE-ROUTER.  Sequence numbers count from the first of their side.  A frame from
+the guest has the numbers that are due, unless the step has others.  In an expectation a value may be a range, LOW..HIGH
+with either left out.  Names of values are in frames.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "scripts"
+FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+OTHER_KINDS = {
+    "UDP", "ECHO", "ECHO-REPLY", "ERROR", "WHO-HAS", "IS-AT", "SOLICIT-ROUTER", "ADVERTISE-ROUTER", "RAW",
+}  # fmt: skip
+HEAD = {"source", "pysplice", "only", "isn", "takes", "from"}
+STACKS = ("linux", "pysplice")
+SERVER = {
+    "accept", "read", "write", "shutdown", "close", "abort", "end", "reset", "connect", "connected", "refused",
+    "option", "bind", "receive", "answer", "send", "waits", "drain", "error",
+}  # fmt: skip
+GUEST = {"mac", "fill"}
+
+_STEP = re.compile(
+    r"(?:(?P<stack>\w+)\|\s*)?(?:(?P<delay>\d+(?:\.\d+)?)\s+)?(?P<actor>[<>]|server|guest|wait)\s*(?P<rest>.*)"
+)
+
+
+class Mistake(ValueError):
+    """A line that is not in the language: file, line, what is wrong."""
+
+
+@dataclass(frozen=True)
+class Step:
+    line: int
+    text: str
+    actor: str  # ">", "<", "server", "guest" or "wait"
+    verb: str  # the kind of frame, or what is done
+    words: tuple[str, ...] = ()
+    fields: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0  # seconds
+    stack: str = ""  # empty: for all
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The flags of a TCP segment; empty for NONE."""
+        return frozenset(self.verb.split(",")) - {"NONE"}
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.verb == "NONE" or set(self.verb.split(",")) <= set(FLAGS)
+
+
+@dataclass
+class Script:
+    title: str
+    path: Path
+    line: int
+    head: dict[str, str] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The versions of IP that it is for."""
+        return (int(self.head["only"]),) if "only" in self.head else (4, 6)
+
+    @property
+    def is_long(self) -> bool:
+        return "long" in self.head.get("takes", "")
+
+    @property
+    def is_alone(self) -> bool:
+        return "all" in self.head.get("takes", "")
+
+    def steps_for(self, stack: str) -> list[Step]:
+        own = "pysplice" if stack.startswith("pysplice") else "linux"
+        return [step for step in self.steps if step.stack in ("", own)]
+
+
+def parse_step(text: str, line: int, where: str) -> Step:
+    """One step; Mistake if it is none."""
+    match = _STEP.fullmatch(text)
+    if match is None:
+        raise Mistake(f"{where}:{line}: no step: {text}")
+    verb, *more = match["rest"].split() or [""]
+    words = tuple(word for word in more if "=" not in word)
+    fields = dict(word.split("=", 1) for word in more if "=" in word)
+    step = Step(
+        line, text, match["actor"], verb, words, fields, float(match["delay"] or 0), match["stack"] or ""
+    )
+    known = {
+        "server": verb in SERVER,
+        "guest": verb in GUEST,
+        "wait": verb == "",
+        "<": step.is_tcp or verb in OTHER_KINDS or verb in ("nothing", "data"),
+        ">": step.is_tcp or verb in OTHER_KINDS,
+    }
+    if not known[step.actor] or (step.stack and step.stack not in STACKS):
+        raise Mistake(f"{where}:{line}: no step: {text}")
+    return step
+
+
+def parse(path: Path) -> Iterator[Script]:
+    """The scripts of a file, in order."""
+    script: Script | None = None
+    in_head = False
+    for line, raw in enumerate(path.read_text().splitlines(), 1):
+        text = raw.split("#", 1)[0].strip()
+        if text.startswith("== "):
+            if script:
+                yield _checked(script)
+            script, in_head = Script(text[3:], path, line), True
+        elif script is None:
+            if text:
+                raise Mistake(f"{path.name}:{line}: before the first title: {text}")
+        elif in_head and text:
+            name, _, value = text.partition(":")
+            if name not in HEAD:
+                raise Mistake(f"{path.name}:{line}: no field of a head: {name}")
+            script.head[name] = value.strip()
+        elif not text:
+            in_head = in_head and not raw.startswith("#") and raw.strip() != ""
+        else:
+            script.steps.append(parse_step(text, line, path.name))
+    if script:
+        yield _checked(script)
+
+
+def _checked(script: Script) -> Script:
+    where = f"{script.path.name}:{script.line}"
+    if not script.steps:
+        raise Mistake(f"{where}: no steps")
+    if "source" not in script.head:
+        raise Mistake(f"{where}: no source")
+    if ("pysplice" in script.head) != any(step.stack for step in script.steps):
+        raise Mistake(f"{where}: lines for one stack, and a reason in the head, go together")
+    return script
+
+
+def all_scripts() -> list[Script]:
+    """Every script, by file and line."""
+    return [script for path in sorted(SCRIPTS.glob("*.wire")) for script in parse(path)]

@@ -1,0 +1,131 @@
+"""Each script holds on Linux's own stack and on pysplice, with offloads and without."""
+
+import itertools
+
+import pytest
+
+from . import campaign, player
+from .language import Mistake, all_scripts, parse, parse_step
+
+SCRIPTS = {script.title: script for script in all_scripts() if not script.is_long}
+CASES = [(title, version) for title, script in SCRIPTS.items() for version in script.versions]
+
+
+@pytest.fixture(scope="module", params=campaign.OURS)
+def results(isolated, request):
+    """What each script gives on one stack."""
+    return request.param, campaign.run([request.param], [], with_long=False)
+
+
+@pytest.mark.parametrize(("title", "version"), CASES)
+def test_script(results, title, version):
+    stack, problems = results
+    assert problems[title, version, stack] == ""
+
+
+# The language
+
+
+def script_of(tmp_path, text):
+    path = tmp_path / "one.wire"
+    path.write_text(text)
+    return list(parse(path))
+
+
+def test_there_are_enough_scripts_and_no_two_with_one_title():
+    scripts = all_scripts()
+    assert len(scripts) >= 80
+    assert len({script.title for script in scripts}) == len(scripts)
+
+
+def test_a_script_is_read(tmp_path):
+    (script,) = script_of(
+        tmp_path, "== A title\nsource: RFC 1\nonly: 6\n\n> SYN mss=1460  # why\n0.5 < SYN,ACK seq=0..1\n"
+    )
+    assert (script.title, script.versions, len(script.steps)) == ("A title", (6,), 2)
+    step = script.steps[1]
+    assert (step.delay, step.actor, step.flags, step.fields) == (0.5, "<", {"SYN", "ACK"}, {"seq": "0..1"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "> SYN\n",
+        "== T\nsource: x\n",
+        "== T\n\n> SYN\n",
+        "== T\nsource: x\nodd: y\n\n> SYN\n",
+        "== T\nsource: x\n\n> SIN\n",
+        "== T\nsource: x\n\nserver dances\n",
+        "== T\nsource: x\n\nlinux| > SYN\n",
+        "== T\nsource: x\npysplice: why\n\n> SYN\n",
+        "== T\nsource: x\npysplice: why\n\nbsd| > SYN\n",
+    ),
+)
+def test_a_mistake_is_named(tmp_path, text):
+    with pytest.raises(Mistake, match=r"one\.wire:\d"):
+        script_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("stack", ("linux", "pasta", "slirp4netns"))
+def test_lines_for_one_stack(tmp_path, stack):
+    text = "== T\nsource: x\npysplice: y\n\nlinux| < RST\npysplice| < nothing 1\n> SYN\n"
+    (script,) = script_of(tmp_path, text)
+    assert [step.verb for step in script.steps_for(stack)] == ["RST", "SYN"]
+    assert [step.verb for step in script.steps_for("pysplice-no-offload")] == ["nothing", "SYN"]
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "holds"), ((5, "5", 1), (5, "1..9", 1), (5, "6..", 0), ("none", "1..", 0))
+)
+def test_ranges(got, wanted, holds):
+    assert player.within(got, wanted) == bool(holds)
+
+
+# The player notices what a script asks for
+
+
+@pytest.fixture(scope="module")
+def linux(isolated):
+    stack = campaign.STACKS["linux"]()
+    yield stack
+    stack.close()
+
+
+_numbers = itertools.count(600)
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    (
+        ("> SYN\n< SYN,ACK ack=2", "got SYN,ACK"),
+        ("> SYN\n< SYN", "got SYN,ACK"),
+        ("> SYN to=closed\n< SYN,ACK", "got RST"),
+        ("> SYN\n< nothing 0.5", "got SYN,ACK"),
+        ("> SYN\n< SYN,ACK\n> ACK\nserver accept\n> ACK data=0:10\nserver read 0:11", "nothing comes"),
+        ("> SYN\n< SYN,ACK\n> ACK\nserver accept\n> ACK data=5:10 seq=1\nserver read 0:5", "other bytes"),
+        ("> SYN\n< SYN,ACK\n> ACK\nserver accept\nserver write 0:9\n< data 0:10", "only bytes up to 9"),
+        ("> SYN\n< SYN,ACK\n> ACK\nserver accept\nserver end", "nothing comes"),
+        ("> SYN\n< SYN,ACK\n> ACK\nserver accept\n> FIN,ACK\nserver waits", "something to read"),
+        ("> UDP len=10\nserver receive 11", "another datagram"),
+        ("> UDP len=10 to=closed\n< ERROR code=host", "got ERROR"),
+    ),
+)
+def test_a_script_can_fail(tmp_path, linux, monkeypatch, lines, why):
+    monkeypatch.setattr(player, "PATIENCE", 1.0)
+    (script,) = script_of(tmp_path, f"== T\nsource: x\n\n{lines}\n")
+    assert why in player.play(script, linux, 4, next(_numbers))
+
+
+def test_a_segment_by_hand_is_that_of_scapy():
+    ends = player.Ends(
+        4, "10.0.0.1", "10.0.0.2", "10.0.0.3", "02:00:00:00:00:01", "02:00:00:00:00:02", 5, 6
+    )
+    for version, addresses in ((4, ("10.0.0.1", "10.0.0.2")), (6, ("fd00::1", "fd00::2"))):
+        ends.version, (ends.guest, ends.server) = version, addresses
+        step = parse_step("> ACK data=0:10", 1, "")
+        scapys = player.frames.tcp_of("ACK", {"data": "0:10"}, ends, 1, 2, 65535, 0)
+        (frame,) = player.frames.frames_of(step, ends, scapys)
+        ours = player.frames.segment_of(ends, 1, 2, player.pattern("guest", 0, 10))
+        # The identification of IPv4 may differ, and the sum over it
+        assert (frame[34:], frame[:18]) == (ours[34:], ours[:18]) or version == 4
+        assert frame[26:] == ours[26:]
