@@ -99,6 +99,7 @@ def test_the_window():
         (["-M", "xyz"], "invalid MAC"),
         (["-I", "a/b"], "invalid interface name"),
         (["-I", "abcdefghijklmnop"], "invalid interface name"),
+        (["-I", "\udcae"], "invalid interface name"),  # a byte that is no UTF-8
         (["-F", "1"], "invalid value"),
         (["-F", "5", "ls"], "--fd goes with"),
         (["-F", "5", "--config-net"], "--config-net does not go with --fd"),

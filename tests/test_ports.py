@@ -199,3 +199,10 @@ def test_parts_of_a_rule():
     assert [str(left) for left in rule.without(part("9001-9002:81-82"))] == ["9000:80", "9003:83"]
     before, after = rule.without(rule)
     assert before.last < before.first and after.last < after.first
+
+
+@pytest.mark.parametrize("text", ("%\udcae/80", "unix:/" + "\udcae" * 108 + ":80"))
+def test_bytes_that_are_no_utf8(text):
+    """They stand as surrogates in what a program is called with."""
+    with pytest.raises(ConfigError, match="-t"):
+        ports.parse("-t", ports.HOST, ports.TCP, text)

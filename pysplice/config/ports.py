@@ -4,6 +4,7 @@ Pure.  Imports values.py and the types of this room.
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -276,7 +277,7 @@ def _unix(text: str, side: str, protocol: str, fail: _Fail) -> Rule:
         raise fail("the port is missing, as in unix:/run/web.sock:80")
     if side != HOST or protocol != TCP:
         raise fail("a UNIX socket goes with -t only")
-    if not path or "\0" in path or len(path.encode()) > UNIX_PATH_MAX:
+    if not path or "\0" in path or len(os.fsencode(path)) > UNIX_PATH_MAX:
         raise fail(f"a path of 1 to {UNIX_PATH_MAX} bytes is needed, as in unix:/run/web.sock:80")
     return Rule(side, protocol, 0, 0, _port(port, fail), path=path)
 

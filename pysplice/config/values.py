@@ -149,7 +149,8 @@ def class_prefix(address: ipaddress.IPv4Address) -> int:
 
 def parse_ifname(text: str, option: str) -> str:
     """A name that an interface can have (dev_valid_name())."""
-    bad = text in ("", ".", "..") or len(text.encode()) > IFNAME_MAX
+    # What is not UTF-8 stands as surrogates here, and is not printable
+    bad = text in ("", ".", "..") or not text.isprintable() or len(text.encode()) > IFNAME_MAX
     if bad or re.search(r"[/:\s%]", text):
         raise ConfigError(f"invalid interface name for {option}: '{text[:SHOWN]}'")
     return text
