@@ -82,6 +82,7 @@ class _Common(NamedTuple):
     translation: Translation
     policy: Policy
     most: budget.Budget
+    new_flows: budget.RateLimit
     loop: MainLoop
     log: Log
     host: Maker
@@ -99,6 +100,7 @@ def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
         translation=translation,
         policy=_policy(config, found.guest),
         most=budget.share_out(found.descriptors),
+        new_flows=budget.new_flows(config.limit_flows),
         loop=loop,
         log=log,
         host=HostMaker(),
@@ -194,6 +196,7 @@ def _stream_plane(common: _Common, tap: TapDevice, neighbours: Neighbours, trace
         queue,
         window.ESTIMATORS[config.window],
         trace,
+        common.new_flows,
     )
 
     def failed(flow: Flow, error: Exception) -> None:
@@ -213,13 +216,14 @@ def _from_guest(
 ) -> FromGuest:
     config, log, translation = common.config, common.log, common.translation
     mtu = config.mtu or MTU_DEFAULT
-    rules = udp.Rules(mtu, config.udp_filter, _broadcasts(common.found.guest.template), udp.timeouts()[0])
+    broadcasts = _broadcasts(common.found.guest.template)
+    rules = udp.Rules(mtu, config.udp_filter, broadcasts, udp.timeouts()[0], common.new_flows)
     endpoints = Endpoints(epoll, common.host, flows, common.most.endpoints)
     hops = NextHops(common.host)
     guest_udp = udp.Udp(tap, translation, flows, packets, endpoints, rules, hops, log)
     echo: Echo | NoEcho = NoEcho()
     if config.icmp:
-        echo = Echo(tap, translation, common.host, epoll, mtu, common.most.echo, log)
+        echo = Echo(tap, translation, common.host, epoll, mtu, common.most.echo, common.new_flows, log)
     return FromGuest(guest_udp, endpoints, echo, rules, config.udp, log)
 
 

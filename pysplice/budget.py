@@ -9,6 +9,7 @@ shares (`Proxy._share_out`).  A share that becomes smaller ends no TCP flow that
 there is room.  UDP flows beyond it give way as others come.
 """
 
+import math
 from typing import Final, NamedTuple
 
 RESERVED: Final = 64  # the tap, the loop, the standard streams, files
@@ -47,6 +48,31 @@ class Budget(NamedTuple):
     endpoints: int
     echo: int
     half_open: int = HALF_OPEN_MAX
+
+
+class RateLimit:
+    """A bucket of `burst` tokens, of which `rate` come back each second; `held_back` counts what it has refused."""
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst = self._tokens = burst
+        self._rate = rate
+        self._at = 0.0
+        self.held_back = 0
+
+    def allows(self, now: float) -> bool:
+        """Take a token; False if none is left."""
+        self._tokens = min(self._burst, self._tokens + max(now - self._at, 0.0) * self._rate)
+        self._at = max(now, self._at)
+        if self._tokens < 1:
+            self.held_back += 1
+            return False
+        self._tokens -= 1
+        return True
+
+
+def new_flows(rate: int) -> RateLimit:
+    """The limit for flows that a guest begins: a second's worth at once, then `rate` a second; 0: no limit."""
+    return RateLimit(rate, rate) if rate else RateLimit(math.inf, 0.0)
 
 
 def share_out(descriptors: int, listeners: int = 0) -> Budget:

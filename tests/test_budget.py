@@ -31,3 +31,21 @@ def test_memory_has_one_total():
     assert all(
         budget.warm_streams(size) * size <= max(4 * size, budget.WARM_BYTES) for size in budget.STREAM_SIZES
     )
+
+
+def test_a_bucket():
+    limit = budget.RateLimit(burst=10, rate=100)
+    assert sum(limit.allows(1.0) for _ in range(50)) == 10
+    assert sum(limit.allows(1.1) for _ in range(50)) == 10  # a tenth of a second later
+    assert limit.held_back == 80
+    # A time that lies back gives and takes nothing
+    assert not limit.allows(0.5)
+    assert sum(limit.allows(1.25) for _ in range(50)) == 10
+
+
+def test_new_flows():
+    limit = budget.new_flows(5)
+    assert sum(limit.allows(1.0) for _ in range(50)) == 5
+    assert sum(limit.allows(2.0) for _ in range(50)) == 5
+    without = budget.new_flows(0)
+    assert all(without.allows(now) for now in (1.0, 1.0, 0.5, 1e9))

@@ -443,13 +443,3 @@ def test_dhcpv6_thousands_of_options(length):
     few = data[: length * dhcpv6.OPTIONS_MAX]
     assert len(dhcpv6.parse_options(few)) == dhcpv6.OPTIONS_MAX
     assert dhcpv6.parse_options(few[:-1] if length > 4 else few[:-2]) is None
-
-
-def test_icmp_errors_by_the_bucket():
-    limit = icmp.RateLimit(burst=10, rate=100)
-    assert sum(limit.allows(1.0) for _ in range(50)) == 10
-    assert sum(limit.allows(1.1) for _ in range(50)) == 10  # a tenth of a second later
-    assert limit.held_back == 80
-    # A time that lies back gives and takes nothing
-    assert not limit.allows(0.5)
-    assert sum(limit.allows(1.25) for _ in range(50)) == 10

@@ -106,6 +106,8 @@ complete -c pysplice -l outbound-if6 -x -d 'The host interface that IPv6 connect
 complete -c pasta -l outbound-if6 -x -d 'The host interface that IPv6 connections leave through'
 complete -c pysplice -l udp-filter -x -a 'endpoint address port' -d 'Which hosts may answer a UDP port of the guest\'s: any host (endpoint), any port of an address that the guest has sent to (address, the default), or only that port (port)'
 complete -c pasta -l udp-filter -x -a 'endpoint address port' -d 'Which hosts may answer a UDP port of the guest\'s: any host (endpoint), any port of an address that the guest has sent to (address, the default), or only that port (port)'
+complete -c pysplice -l limit-flows -x -d 'How many new flows (TCP, UDP, echo) the guest may begin in a second, after a burst of as many; default: off'
+complete -c pasta -l limit-flows -x -d 'How many new flows (TCP, UDP, echo) the guest may begin in a second, after a burst of as many; default: off'
 complete -c pysplice -s D -l dns -x -a 'none' -d 'A name server for --dhcp-dns and --resolv-conf; default: the host\'s'
 complete -c pasta -s D -l dns -x -a 'none' -d 'A name server for --dhcp-dns and --resolv-conf; default: the host\'s'
 complete -c pysplice -s S -l search -x -d 'Search domains for --dhcp-search and --resolv-conf; default: the host\'s'

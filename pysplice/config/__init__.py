@@ -127,6 +127,7 @@ class Config(NamedTuple):
     fqdn: str = ""
     window: str = "truesize"
     limit_output: int | None = None  # bytes; 0: no bound; None: as is found out
+    limit_flows: int = 0  # new flows a second; 0: no limit
     trace_window: str = ""
     foreground: bool = False
     pid_file: str = ""

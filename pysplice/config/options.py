@@ -31,6 +31,7 @@ from .values import (
     parse_name,
     parse_netmask,
     parse_path,
+    parse_rate,
     parse_reachable,
     parse_user,
 )
@@ -279,6 +280,8 @@ OPTIONS: tuple[Option, ...] = (
         "Which hosts may answer a UDP port of the guest's: any host (endpoint), any port of an address that the guest"
         " has sent to (address, the default), or only that port (port)"),
 
+    Option(("--limit-flows",), "RATE|off", _value("limit_flows", parse_rate), OUTBOUND,
+        "How many new flows (TCP, UDP, echo) the guest may begin in a second, after a burst of as many; default: off"),
     Option(("-D", "--dns"), "ADDR|none", _listed("dns", lambda t, o: (parse_address(t, o),)), NAMES,
         "A name server for --dhcp-dns and --resolv-conf; default: the host's", first=True),
     Option(("-S", "--search"), "NAMES|none", _listed("search", _names), NAMES,

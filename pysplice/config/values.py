@@ -15,6 +15,7 @@ MTU_MIN_IPV6 = 1280  # RFC 8200
 IFNAME_MAX = 15
 NAME_MAX = 254  # a domain name as text (RFC 1035)
 LIMIT_OUTPUT_MAX = 1 << 30
+RATE_MAX = 1_000_000  # new flows a second
 LOG_SIZE_MIN = 40 * 1024
 BUSY_POLL_MAX = 1000
 SHOWN = 40  # characters of a value that a message quotes
@@ -190,3 +191,10 @@ def parse_limit(text: str, option: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"invalid value for {option}: '{text[:SHOWN]}' (bytes, auto or off)")
     return parse_int(text, option, 1, LIMIT_OUTPUT_MAX)
+
+
+def parse_rate(text: str, option: str) -> int:
+    """New flows in a second; `off` is 0."""
+    if text == "off":
+        return 0
+    return parse_int(text, option, 1, RATE_MAX)

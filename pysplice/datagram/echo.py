@@ -1,6 +1,6 @@
 """ICMP and ICMPv6 echo, by ping sockets (IPPROTO_ICMP, SOCK_DGRAM): one flow for each identifier.
 
-Owns its sockets.  Imports `link`, `observe`, `sockets`, `translate`, `wire` and the files of this room.
+Owns its sockets. Imports `budget`, `link`, `observe`, `sockets`, `translate`, `wire` and the files of this room.
 
 The kernel writes its own identifier and checksum into a request; the reply gets the guest's identifier back.
 """
@@ -15,6 +15,7 @@ import struct
 from typing import Any, Final
 
 from .. import wire
+from ..budget import RateLimit
 from ..link.tap import TapDevice
 from ..observe.log import Log
 from ..sockets.request import Maker, SocketRequest
@@ -60,8 +61,10 @@ class Echo:
         epoll: select.epoll,
         mtu: int,
         flows_max: int,
+        new_flows: RateLimit,
         log: Log,
     ) -> None:
+        self._new_flows = new_flows
         self.flows: Table[EchoFlow] = Table(min(flows_max, FLOWS_MAX), TIMEOUT, TIMEOUT)
         self._tap = tap
         self._translation = translation
@@ -91,6 +94,9 @@ class Echo:
         key, message, ttl = parsed
         flow = self.flows.get(key)
         if flow is None:
+            if not self._new_flows.allows(now):
+                self._log.flow("limit", "too many new flows, a ping was dropped", now)
+                return True
             try:
                 flow = self._open(key, wire.frame_source(frame), now)
             except OSError as e:

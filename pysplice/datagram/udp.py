@@ -1,7 +1,7 @@
 """UDP of the guest's: what it sends, and which hosts may answer.
 
-Owns nothing: the sockets are endpoints.py's or those of listeners.  Imports `_cext`, `link`, `observe`, `translate`,
-`wire` and the files of this room.
+Owns nothing: the sockets are endpoints.py's or those of listeners. Imports `_cext`, `budget`, `link`, `observe`,
+`translate`, `wire` and the files of this room.
 
 Which hosts may answer is a filter (RFC 4787, REQ-8), address-dependent by default: any port of an address
 that was asked, and any address once a group was asked.  Each answer is handed on with the address that it came from.
@@ -17,6 +17,8 @@ import socket
 from typing import Any, Protocol
 
 from .. import _cext, wire
+from ..budget import RateLimit
+from ..budget import new_flows as limit_of
 from ..link.tap import TapDevice
 from ..observe.log import Log
 from ..translate import Translation
@@ -56,7 +58,8 @@ def timeouts() -> tuple[float, float]:
 
 class Rules:
     """`mtu`: of the tap, bytes.  `filtering`: which hosts may answer, one of FILTERS.  `broadcasts`: the directed
-    broadcast addresses of the guest's networks, packed.  `timeout`: how long any host may answer a group, seconds."""
+    broadcast addresses of the guest's networks, packed.  `timeout`: how long any host may answer a group, seconds.
+    `new_flows`: how many the guest may begin."""
 
     def __init__(
         self,
@@ -64,8 +67,10 @@ class Rules:
         filtering: str = "address",
         broadcasts: frozenset[bytes] = frozenset(),
         timeout: float = TIMEOUT,
+        new_flows: RateLimit | None = None,
     ) -> None:
         self.mtu = mtu
+        self.new_flows = new_flows or limit_of(0)
         self.filtering = filtering
         self.broadcasts = broadcasts  # host_changes.py changes it
         self.timeout = timeout
@@ -184,6 +189,10 @@ class Udp:
         """
         if old is not None:
             self._flows.remove(old)
+        if not self._rules.new_flows.allows(now):
+            self.undelivered += 1
+            self._log.flow("limit", "too many new flows, a datagram was dropped", now)
+            return None
         target = self._translation.target(key)
         guest, called = wire.key_source(key), wire.key_destination(key)
         mac = wire.frame_source(headers)

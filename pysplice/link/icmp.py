@@ -1,6 +1,6 @@
 """ICMP errors towards the guest (RFC 792, RFC 4443).
 
-Owns nothing but a token bucket; imports `wire`.
+Pure.  Imports `wire`.
 """
 
 import errno
@@ -27,26 +27,6 @@ QUOTED6 = 1280 - wire.IPV6 - wire.ICMP
 
 # The bucket of net.ipv4.icmp_msgs_burst and icmp_msgs_per_sec, smaller: a guest is one host
 ERRORS_BURST, ERRORS_PER_SECOND = 256, 512
-
-
-class RateLimit:
-    """A token bucket; `held_back` counts what it has refused."""
-
-    def __init__(self, burst: float = ERRORS_BURST, rate: float = ERRORS_PER_SECOND) -> None:
-        self._burst = self._tokens = burst
-        self._rate = rate
-        self._at = 0.0
-        self.held_back = 0
-
-    def allows(self, now: float) -> bool:
-        """Take a token; False if none is left.  `rate` tokens come back each second."""
-        self._tokens = min(self._burst, self._tokens + max(now - self._at, 0.0) * self._rate)
-        self._at = max(now, self._at)
-        if self._tokens < 1:
-            self.held_back += 1
-            return False
-        self._tokens -= 1
-        return True
 
 
 def unreachable(frame: bytes, error: int, mac: bytes, source: bytes) -> bytes | None:

@@ -1,7 +1,7 @@
 """The tap: drained into runs of segments, and filled with frames.
 
-Owns the tap's descriptor; no other room reads or writes it.  Imports `_cext`, `wire`, the constants of `tcp.doors`
-and the ICMP errors of this room.
+Owns the tap's descriptor; no other room reads or writes it. Imports `_cext`, `budget`, `wire`, the constants of
+`tcp.doors` and the ICMP errors of this room.
 """
 
 # system calls (serve): poll ppoll
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import _cext, wire
+from ..budget import RateLimit
 from ..tcp.doors import ACK, SYN
 from . import icmp
 from .neighbours import Station
@@ -40,7 +41,7 @@ class TapDevice:
         self.uso = uso
         self.mac = mac
         self.source4 = self.source6 = b""
-        self._errors = icmp.RateLimit()
+        self._errors = RateLimit(icmp.ERRORS_BURST, icmp.ERRORS_PER_SECOND)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         # The methods of _cext.Tap that other rooms call directly, without a Python call in between

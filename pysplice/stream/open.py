@@ -1,7 +1,7 @@
 """How a TCP flow comes into being: by the guest's SYN, or by a client on the host.
 
-Owns the secret of initial sequence numbers.  Imports `link`, `observe`, `tcp`, `translate`, `wire` and the files of
-this room.
+Owns the secret of initial sequence numbers. Imports `budget`, `link`, `observe`, `tcp`, `translate`, `wire` and the
+files of this room.
 """
 
 import errno
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from .. import wire
+from ..budget import RateLimit
 from ..link.neighbours import Neighbours, Station
 from ..link.tap import TapDevice, TapEnd
 from ..observe.describe import flow_name
@@ -41,7 +42,7 @@ class Common(NamedTuple):
     """What all connections have in common.
 
     `ipv4`, `ipv6`: which versions carry TCP for the guest.  `mtu`: of the tap, bytes.  `queue`: the small queue.
-    `estimate`: the rule for the window.  `trace`: of the windows.
+    `estimate`: the rule for the window.  `trace`: of the windows.  `new_flows`: how many the guest may begin.
     """
 
     ipv4: bool
@@ -50,6 +51,7 @@ class Common(NamedTuple):
     queue: SmallQueue
     estimate: window.Estimator
     trace: Trace
+    new_flows: RateLimit
 
 
 class Opener:
@@ -84,6 +86,11 @@ class Opener:
         mac = wire.frame_source(headers)
         if run.flags & (SYN | ACK | RST) != SYN:
             self._refuse(run, key, mac)
+            return None
+        if not self._common.new_flows.allows(now):
+            # As if it were lost: the guest's kernel tries again
+            self._flows.refused += 1
+            self._log.flow("limit", "too many new flows, a SYN was dropped", now)
             return None
         guest = wire.key_source(key)
         self._neighbours.heard(mac, guest)

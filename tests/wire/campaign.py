@@ -48,7 +48,7 @@ class Campaign:
         with ThreadPoolExecutor(AT_A_TIME) as pool:
             list(pool.map(self._play, together))
         spoilt = self._stack.has_ended
-        alone = [n for n in range(len(self.jobs)) if spoilt or n not in together]
+        alone = [n for n in range(len(self.jobs)) if n not in together or (spoilt and self._has_failed(n))]
         if spoilt:
             for number in alone:
                 self._alone(number)
@@ -57,6 +57,10 @@ class Campaign:
             with ThreadPoolExecutor(2) as pool:
                 list(pool.map(self._in_turn, [[n for n in alone if self.jobs[n][1] == v] for v in (4, 6)]))
         return self.results
+
+    def _has_failed(self, number: int) -> bool:
+        script, version = self.jobs[number]
+        return self.results[script.title, version, self.name] != ""
 
     def _in_turn(self, numbers: list[int]) -> None:
         for number in numbers:
