@@ -8,8 +8,9 @@
 A fault comes a second after the traffic has begun, and goes after --during seconds; the traffic goes on for some
 seconds more.  Every stream must arrive whole (both ends hash what they see), or end at both ends; every answer to a
 datagram must be that to its request; and a connection beside them, which the fault is not about, must live.  A cell
-says "whole" and how many seconds after the fault bytes arrive again, or "ended" and how long that took.  Any user can run
-it, in network namespaces of its own.  The exit status is 1 if anything is lost, hangs, or harms the connection beside.
+says "whole" and how many seconds after the fault bytes arrive again, or "ended".  Any user can run it, in network
+namespaces of its own.  A clock that jumps is tried by tests/tcp/history.py, where it can be had.  The exit status is 1
+if anything is lost, hangs, or harms the connection beside.
 """
 
 import argparse
@@ -376,7 +377,11 @@ def kill_helpers(place: Place) -> None:
 
 def fill_descriptors(place: Place) -> None:
     count = len(os.listdir(f"/proc/{place.pid}/fd"))
-    place.before = resource.prlimit(place.pid, resource.RLIMIT_NOFILE, (count, 1 << 19))
+    try:
+        place.before = resource.prlimit(place.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(place.pid, resource.RLIMIT_NOFILE, (count, place.before[1]))
+    except PermissionError:
+        raise NotImplementedError("the limit of another process cannot be changed here") from None
     # Connections that cannot be had
     for _ in range(20):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):

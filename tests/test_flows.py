@@ -7,7 +7,7 @@ import pytest
 
 from pysplice.loop import NEVER
 from pysplice.stream.flows import Flows
-from pysplice.tcp.events import CLOSED, ESTABLISHED
+from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_SYN_ACK_SENT
 from pysplice.translate import Translation
 
 from .support.loops import FakeLoop
@@ -55,6 +55,22 @@ def test_an_old_flow_does_not_remove_its_successor():
     new = flows.add(b"k", Stub())
     flows.settle(old)
     assert flows.lookup(b"k") is new
+
+
+def test_a_flow_that_was_agreed_to_gives_way_last():
+    """The guest's answer may be on its way, behind SYNs that came later."""
+    flows = flows_of(10, 10, 2)
+    first, second = flows.add(b"1", Stub()), flows.add(b"2", Stub())
+    first.connection.facts = TAP_SYN_ACK_SENT
+    flows.settle(first)
+    assert flows.longest_waiting(inbound=False) is second
+    second.connection.facts = TAP_SYN_ACK_SENT
+    flows.settle(second)
+    flows.settle(first)  # once only: what it sends again does not count
+    assert flows.longest_waiting(inbound=False) is first
+    first.connection.facts |= ESTABLISHED
+    flows.settle(first)
+    assert flows.half_open == 1
 
 
 def test_limits():

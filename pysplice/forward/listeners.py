@@ -19,7 +19,8 @@ from ..sockets.request import BACKLOG, Maker, SocketRequest
 from ..sockets.unix import SocketFiles
 from .policy import Listener
 
-ACCEPTS_PER_TURN = 64
+# Each takes about as long as a batch of small frames; the others wait for all of them
+ACCEPTS_PER_TURN = 8
 LISTENERS_PER_TURN = 64
 PAUSE = 1.0  # seconds, while there is no descriptor for a client
 

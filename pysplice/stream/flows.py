@@ -8,7 +8,7 @@ from functools import partial
 
 from ..loop import Loop, Timer
 from ..tcp.connection import Connection
-from ..tcp.events import CLOSED, ESTABLISHED
+from ..tcp.events import CLOSED, ESTABLISHED, TAP_SYN_ACK_SENT
 
 
 def _nothing() -> None:
@@ -22,7 +22,7 @@ class Flow:
     may have something to do.
     """
 
-    __slots__ = ("connection", "counted", "half_open", "inbound", "key", "timer")
+    __slots__ = ("agreed", "connection", "counted", "half_open", "inbound", "key", "timer")
 
     def __init__(self, key: bytes, connection: Connection, inbound: bool, timer: Timer) -> None:
         self.key = key
@@ -30,6 +30,7 @@ class Flow:
         self.connection = connection
         self.timer = timer
         self.half_open = True
+        self.agreed = False  # our SYN-ACK is on its way
         self.counted = True  # among the flows of its direction
 
 
@@ -109,9 +110,8 @@ class Flows:
     def settle(self, flow: Flow) -> None:
         """After each event of a flow: remove it if its connection has closed, else set its timer."""
         connection = flow.connection
-        if flow.half_open and connection.facts & (ESTABLISHED | CLOSED):
-            flow.half_open = False
-            del (self._waiting if flow.inbound else self._opening)[flow]
+        if flow.half_open:
+            self._settle_half_open(flow)
         if connection.facts & CLOSED:
             if self._table.get(flow.key) is flow:
                 del self._table[flow.key]
@@ -128,6 +128,17 @@ class Flows:
         at = connection.deadline()
         if at < flow.timer.when:
             flow.timer.by(at)
+
+    def _settle_half_open(self, flow: Flow) -> None:
+        facts, waiting = flow.connection.facts, self._waiting if flow.inbound else self._opening
+        if facts & (ESTABLISHED | CLOSED):
+            flow.half_open = False
+            del waiting[flow]
+        elif facts & TAP_SYN_ACK_SENT and not flow.agreed:
+            # The guest's answer may be in the ring, behind a flood of SYNs: others give way first
+            flow.agreed = True
+            del waiting[flow]
+            waiting[flow] = None
 
     def _on_timer(self, flow: Flow) -> None:
         now = self._loop.now()

@@ -85,3 +85,28 @@ def test_compare_loopback(isolated):
     for name in ("direct", "pysplice"):
         (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name}:")]
         assert "hashes equal" in line
+
+
+def test_chaos(isolated):
+    words = ("--fault", "loss,tap,kill-client", "--traffic", "upload,spliced,datagrams", "--during", "1")
+    result = example("chaos.py", *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [
+        line for line in result.stdout.splitlines() if line.startswith(("| loss", "| tap", "| kill-client"))
+    ]
+    assert len(rows) == 3
+    assert rows[0].count("whole") == 2 and "answered" in rows[0] and "lives" in rows[0]
+    assert rows[2].count("ended") == 3
+
+
+def test_soak(isolated):
+    few = ("--connections", "2000", "--datagrams", "5000", "--at-once", "300")
+    result = example("soak.py", "--part", "churn,datagrams,many", *few)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2,000 connections" in result.stdout and "300 connections at once of 300" in result.stdout
+
+
+@pytest.mark.parametrize("name", ("chaos.py", "soak.py"))
+def test_a_name_that_there_is_not(name):
+    result = example(name, "--part" if name == "soak.py" else "--fault", "flod")
+    assert result.returncode == 2 and "there is no" in result.stderr

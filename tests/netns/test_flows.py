@@ -1,10 +1,12 @@
 """TCP from a guest through a real tap to a remote host: what applications see."""
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -303,3 +305,52 @@ def test_a_guest_that_changes_its_mac(world, version):
             assert exactly(remote, 9) == b"here I am"
             remote.sendall(b"so I see")
             assert exactly(guest, 8) == b"so I see"
+
+
+@pytest.mark.parametrize("kind", ("tcp", "udp", "echo"))
+def test_a_limit_for_new_flows(world, tmp_path, kind):
+    """--limit-flows: a burst of as many as may begin in a second; flows that there are go on."""
+    world.remote.sysctl("net.ipv4.ping_group_range", "0 0")
+    world.host.sysctl("net.ipv4.ping_group_range", "0 0")
+    world.pysplice("--config-net", "--limit-flows", "5")
+    remote = world.REMOTE4
+    if kind == "tcp":
+        with world.remote.listen(remote) as listener:
+            port = listener.getsockname()[1]
+            socks = [world.guest.socket() for _ in range(30)]
+            for sock in socks:
+                sock.setblocking(False)
+                sock.connect_ex((remote, port))
+            listener.settimeout(0.5)
+            accepted = []
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    accepted.append(listener.accept()[0])
+            # The guest's kernel sends its SYNs again after a second
+            assert 5 <= len(accepted) < 20
+            accepted[0].sendall(b"on")
+            for sock in (*socks, *accepted):
+                sock.close()
+        return
+    if kind == "udp":
+        with world.remote.socket(kind=socket.SOCK_DGRAM) as server:
+            server.bind((remote, 0))
+            clients = [world.guest.socket(kind=socket.SOCK_DGRAM) for _ in range(30)]
+            for client in clients:
+                client.sendto(b"x", server.getsockname())
+            clients[0].sendto(b"again", server.getsockname())
+            server.settimeout(0.5)
+            got = []
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    got.append(server.recv(10))
+            assert 5 <= got.count(b"x") < 20 and b"again" in got
+            for client in clients:
+                client.close()
+        return
+    processes = [
+        world.guest.spawn("ping", "-n", "-c", "1", "-W", "1", remote, stdout=subprocess.DEVNULL)
+        for _ in range(20)
+    ]
+    answered = [process.wait(20) for process in processes].count(0)
+    assert 5 <= answered < 20
