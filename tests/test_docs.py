@@ -178,3 +178,8 @@ def test_a_recipe_can_be_followed(tmp_path):
     )
     assert run(*python, "-c", code, cwd=tmp_path, env=env).stdout == "you ('--greet has no effect: -q',)\n"
     assert "Greet NAME" in run(*python, "-m", "pysplice", "--help", cwd=tmp_path, env=env).stdout
+
+
+def test_the_page_of_what_can_be_trusted_is_as_it_is_made():
+    made = run(sys.executable, str(ROOT / "contrib/make-trust"), "--check")
+    assert made.returncode == 0, made.stderr

@@ -1,6 +1,7 @@
 """One connection, step by step, without a kernel."""
 
 import errno
+import hashlib
 
 import pytest
 
@@ -11,7 +12,7 @@ from pysplice.tcp.events import CLOSED, ESTABLISHED, TAP_FIN_SENT
 from pysplice.tcp.send import DUP_ACKS
 from pysplice.tcp.timing import NEVER
 
-from ..doors.fakes import FakeRun
+from ..doors.fakes import FakeRun, Segment
 from .scene import IRS, ISN, Scene
 
 # Handshake
@@ -829,3 +830,55 @@ def test_a_window_is_counted_from_the_acknowledgement_that_came_with_it():
     scene.acked = seq.add(scene.acked, 14_600)
     scene.guest(b"x" * 100, at=-50, window=10)  # half of it once more
     assert scene.connection.send.wnd_from_tap == 10 << 7
+
+
+# Exactly what is sent in the handshake, and what is not
+
+
+def test_resets_of_the_handshake_carry_nothing_else():
+    """RFC 9293, 3.10.7.1: one number, and no window."""
+    scene = Scene()
+    scene.connected()
+    assert scene.guest(ack=seq.add(ISN, 77)) == [Segment(seq.add(ISN, 77), 0, 0, RST)]
+    inbound = Scene(inbound=True)
+    inbound.tap.take()
+    assert inbound.answered(ack=seq.add(ISN, 77)) == [Segment(seq.add(ISN, 77), 0, 0, RST)]
+    refused = Scene()
+    refused.host.connect_error = errno.ECONNREFUSED
+    assert refused.ready(ERROR) == [Segment(0, seq.add(IRS, 1), 0, RST | ACK)]
+
+
+def test_nothing_is_confirmed_before_it_was_offered():
+    scene = Scene()
+    assert scene.guest(ack=ISN) == [Segment(ISN, 0, 0, RST)]
+    assert not scene.facts & ESTABLISHED
+
+
+def test_only_an_acknowledgement_confirms():
+    scene = Scene()
+    scene.connected()
+    assert scene.guest(flags=PSH) == []
+    assert not scene.facts & ESTABLISHED
+
+
+def test_only_a_syn_ack_accepts():
+    scene = Scene(inbound=True)
+    scene.tap.take()
+    assert scene.answered(flags=ACK) == []
+    assert not scene.facts & ESTABLISHED
+
+
+@pytest.mark.parametrize(("connected", "at"), ((False, 5), (True, 10_000_000)))
+def test_a_reset_that_cannot_be_meant_gets_no_answer(connected, at):
+    """Before there is a SYN-ACK, or outside the window."""
+    scene = Scene()
+    if connected:
+        scene.connected()
+    assert scene.guest(flags=RST, at=at) == []
+    assert not scene.facts & CLOSED
+
+
+def test_initial_numbers_are_a_clock_and_a_secret():
+    """RFC 6528: ISN = M + F(addresses and ports, secret), where M counts 4 microseconds."""
+    digest = int.from_bytes(hashlib.blake2b(b"flow", key=b"secret", digest_size=4).digest(), "big")
+    assert seq.isn(b"secret", b"flow", 3.0) == (750_000 + digest) & 0xFFFFFFFF
