@@ -12,7 +12,8 @@ flood      SYNs and datagrams from the guest, and connections and datagrams from
            beside one conversation: its latency with them and without
 
 After each part the descriptors, the flows and the memory of pysplice are as before (of connections that stay: as after
-the first time), or the exit status is 1.  Any user can run it, in network namespaces of its own.  The number at once is bounded by the limit of descriptors (ulimit -n).
+the first time), or the exit status is 1.  Any user can run it, in network namespaces of its own.  The number at once is
+bounded by the limit of descriptors (ulimit -n).
 """
 
 import argparse

@@ -117,9 +117,10 @@ def packets(data: bytes) -> None:
     given = _Input(data)
     choice = given.number(1) % 6
     if choice == 0:
+        source = GATEWAY6 if wire.ethertype(given.data) == wire.ETHERTYPE_IPV6 else GATEWAY4
         for error in (errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.EACCES):
-            _check_frame(icmp.unreachable(given.data, error, OURS, GATEWAY4))
-        _check_frame(icmp.time_exceeded(given.data, OURS, GATEWAY4))
+            _check_frame(icmp.unreachable(given.data, error, OURS, source))
+        _check_frame(icmp.time_exceeded(given.data, OURS, source))
     elif choice == 1:
         found = echo.request(given.data)
         if found is not None:

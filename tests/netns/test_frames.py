@@ -287,13 +287,14 @@ def test_broken_frames_harm_nobody(served, wire):
         beside.result()
         assert served.process.poll() is None
         assert memory(served.process) - before < 16 << 20
-        # None of them made a connection
+        # None of them made a connection, but for those that have nothing wrong with them but their options: of one port
+        # each, 6000 and 6100 (RFC 9293, 3.1)
         listener.settimeout(0.2)
         made = []
         with contextlib.suppress(TimeoutError):
             while True:
                 made.append(listener.accept()[1])
-        assert made == []
+        assert len(made) == 2
         # The link still works
         ours = handshake(wire, port, sport=7777)
         assert ours

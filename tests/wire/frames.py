@@ -5,6 +5,7 @@ Values of a step to send (all are optional):
     seq= ack=          relative to the first number of their side;  urg=: the urgent pointer
     data=FROM:TO       bytes of the guest's stream, whose byte 0 has sequence number 1;  len=: of a datagram
     win=               the field, as it stands in the header
+    shrinks=1: the right edge of the guest's window moves left to where this segment says
     probe=1: one number before the one that is due;  beyond=1: one byte that the window does not permit
     mss= wscale= sackok=1 ts=VALUE:ECHO sack=FROM:TO fastopen=HEX options=HEX    of TCP
     doff= udplen= iplen=                a length field that is not true
@@ -16,8 +17,9 @@ Values of a step to send (all are optional):
     target= from=                       of WHO-HAS: server, gateway, guest, nobody;  hops=, source=none, to=unicast
     code= mtu=                          of ERROR: port, host, too-big, time;  about=sent or received (the quoted frame)
 
-Values of a frame that a step can ask for: seq, ack, len, win, mss, wscale, sackok, ts, sack, urg, ttl, tos, df, code,
-mtu, id, fragments, mac, quotes.  A value that the frame does not have is `none`.
+Values of a frame that a step can ask for: seq, ack, len, win, mss, wscale, sackok, ts, sack, urg, ttl, tos, df,
+code, mtu, id, fragments, mac, dst (both of Ethernet), quotes; `ack=same` is what was acknowledged last. A value
+that the frame does not have is `none`.
 """
 
 from __future__ import annotations
@@ -405,22 +407,55 @@ def _icmp(icmp: Any, version: int, common: dict[str, Any]) -> tuple[str, dict[st
     return "ERROR", common | {"code": code, "mtu": mtu, "quotes": len(bytes(inner))}, b"", port
 
 
+def _plain(data: bytes, now: float) -> Frame | None:
+    """A segment without options, as nearly all are, without scapy: thousands come in a row; None for any other."""
+    version = (
+        4 if data[12:14] == b"\x08\x00" and data[14] == 0x45 else 6 if data[12:14] == b"\x86\xdd" else 0
+    )
+    at = 34 if version == 4 else 54
+    if (
+        not version
+        or len(data) < at + 20
+        or data[23 if version == 4 else 20] != 6
+        or data[at + 12] >> 4 != 5
+    ):
+        return None
+    (length,) = struct.unpack_from("!H", data, 16 if version == 4 else 18)
+    end = 14 + length if version == 4 else 54 + length
+    sport, dport, seq, ack, _, flags, win, _, urg = struct.unpack_from("!HHIIBBHHH", data, at)
+    values: dict[str, Any] = dict.fromkeys(("mss", "wscale", "sackok", "ts", "sack", "fastopen"), "none")
+    values |= {
+        "mac": _mac(data[6:12]), "dst": _mac(data[:6]), "fragments": 1, "version": version,
+        "ttl": data[22 if version == 4 else 21], "sport": sport, "seq": seq, "ack": ack, "win": win, "urg": urg,
+        "len": end - at - 20,
+    }  # fmt: skip
+    kind = ",".join(name for bit, name in enumerate(FLAGS) if flags & 1 << bit) or "NONE"
+    return Frame(kind, values, data[at + 20 : end], now, (version, dport), data[14:])
+
+
+def _mac(packed: bytes) -> str:
+    return ":".join(f"{byte:02x}" for byte in packed)
+
+
 def parse(data: bytes, now: float, fragments: int = 1) -> Frame | None:
     """A frame in a script's words; None if no script can be about it."""
+    plain = _plain(data, now) if fragments == 1 else None
+    if plain is not None:
+        return plain
     frame = Ether(data)
-    common: dict[str, Any] = {"mac": frame.src, "fragments": fragments}
+    common: dict[str, Any] = {"mac": frame.src, "dst": frame.dst, "fragments": fragments}
     if ARP in frame:
         arp = frame[ARP]
-        values = common | {"target": arp.psrc if arp.op == 2 else arp.pdst}
+        values = common | {"version": 4, "target": arp.psrc if arp.op == 2 else arp.pdst}
         return Frame("IS-AT" if arp.op == 2 else "WHO-HAS", values, b"", now, None)
     if IP in frame:
         version, ip = 4, frame[IP]
-        common |= {"ttl": ip.ttl, "tos": ip.tos, "df": 1 if "DF" in str(ip.flags) else "none"}
+        common |= {"version": 4, "ttl": ip.ttl, "tos": ip.tos, "df": 1 if "DF" in str(ip.flags) else "none"}
         body = bytes(ip)[: ip.len]
         ip = IP(body) if ip.len else ip
     elif IPv6 in frame:
         version, ip = 6, frame[IPv6]
-        common |= {"ttl": ip.hlim, "tos": ip.tc}
+        common |= {"version": 6, "ttl": ip.hlim, "tos": ip.tc}
         body = bytes(ip)
     else:
         return None

@@ -30,7 +30,8 @@ that the line is for that stack alone (stacks for comparison take Linux's lines)
                              long after the last frame that was expected; `count=LOW..HIGH in=SECONDS` counts
     < nothing SECONDS        no frame of this script in that time
     < data FROM:TO           the server's bytes FROM to TO arrive, their content is right, and their segments are
-                             within the window; `acknowledged`: the guest acknowledges each segment
+                             within the window; `acknowledged`: the guest acknowledges each segment; `most=` and
+                             `least=` bound the length of segments (of the last, only `most`)
     server VERB ...          the application behind the stack acts (see player.py)
     guest VERB ...           the guest changes: `mac ADDRESS`; `fill`: it sends all that the window permits
 

@@ -35,7 +35,7 @@ IP_RECVERR, IPV6_RECVERR = 11, 25
 CROSSING = 0.2  # seconds in which a repetition may have crossed what the guest has sent
 UNIT = 1400  # bytes in a segment of `guest fill`
 FILL_MAX = 64 << 20  # bytes
-IN_FLIGHT_MAX = 100_000  # bytes, less than the ring of a tap holds
+IN_FLIGHT_MAX = 40_000  # bytes: several scripts at a time must not fill the ring of a tap
 FILLED = (
     2.5  # seconds without progress; a host's send buffer may grow when its zero-window probes are answered
 )
@@ -209,6 +209,7 @@ class Player:
         self.rcv_nxt = 0  # relative
         self.parts: dict[int, bytes] = {}  # the server's bytes that have arrived
         self.heard: set[object] = set()  # kind, number and length of each frame
+        self.filled = 0  # bytes that the stack has taken of `fill`
         self.edge = 0  # right edge of the window that the guest has advertised
         self.wscale, self.offered = 0, False
         self.server_edge = 0  # right edge of the stack's window
@@ -221,9 +222,12 @@ class Player:
 
     def play(self) -> None:
         """The whole script; Failure says which line did not hold."""
-        self.stack.listen((self.ends.version, self.ends.sport), self.frames.put)
-        listener = self.frames.put
-        links = any(step.verb in ("WHO-HAS", "IS-AT", "SOLICIT-ROUTER") for step in self.script.steps)
+        self.stack.listen((self.ends.version, self.ends.sport), self._take)
+        listener = self._take
+        # A script that is alone also gets what cannot be told to be about it
+        links = self.script.is_alone or any(
+            step.verb in ("WHO-HAS", "IS-AT", "SOLICIT-ROUTER") for step in self.script.steps
+        )
         if links:
             self.stack.listen(None, listener)
         self.server = Server(self.stack, self.ends, self.script.head.get("from") == "server")
@@ -241,13 +245,18 @@ class Player:
             self.stack.forget((self.ends.version, self.ends.sport), listener)
             self.server.close_all()
 
+    def _take(self, frame: Frame) -> None:
+        """A frame for this script; what is for all scripts must be of its version of IP."""
+        if frame.key is not None or frame.values.get("version") == self.ends.version:
+            self.frames.put(frame)
+
     def act(self, step: Step) -> None:
         if step.actor == ">":
             self.send(step)
         elif step.actor == "<":
             self.expect(step)
         elif step.actor == "server":
-            arguments = (self.acked - 1,) if step.verb == "drain" else step.words
+            arguments = (self.filled,) if step.verb == "drain" else step.words
             getattr(self.server, step.verb)(*arguments)
         elif step.actor == "guest":
             if step.verb == "fill":
@@ -301,7 +310,8 @@ class Player:
             self.offered = "wscale" in fields
             self.wscale = min(int(fields.get("wscale", "0")), 14)
         if "ACK" in flags and self.irs is not None:
-            self.edge = max(self.edge, ack + (win << (0 if "SYN" in flags else self.scale)))
+            edge = ack + (win << (0 if "SYN" in flags else self.scale))
+            self.edge = edge if "shrinks" in fields else max(self.edge, edge)
         acknowledged = (self.irs or 0) + ack if "ACK" in flags or "ack" in fields else 0
         return frames.tcp_of(step.verb, fields, self.ends, self.isn + at, acknowledged, win, self.irs or 0)
 
@@ -340,15 +350,18 @@ class Player:
             )
             self.nxt += size
         self.nxt = self.acked
+        self.filled = self.acked - 1
 
     # What the stack sends
 
     def note(self, frame: Frame) -> Frame:
         """Take a frame into account; its numbers become relative."""
         values = frame.values
-        said = (frame.kind, values.get("seq"), len(frame.payload))
-        frame.is_repetition = said in self.heard
-        self.heard.add(said)
+        if "win" in values and (frame.payload or "SYN" in frame.kind or "FIN" in frame.kind):
+            # Only what takes sequence numbers is sent again
+            said = (frame.kind, values["seq"], len(frame.payload))
+            frame.is_repetition = said in self.heard
+            self.heard.add(said)
         if frame.key is None or "win" not in values:
             self.last_received = frame
             return frame
@@ -410,7 +423,10 @@ class Player:
             return
         low, high = span_of(step.fields.get("within", ".."))
         since = self.matched_at if "within" in step.fields else self.mark
-        until, passed = time.monotonic() + max(low, 0) * 4 + PATIENCE, []
+        until, passed = (
+            time.monotonic() + max(low, 0) * 4 + (4 * PATIENCE if "within" in step.fields else PATIENCE),
+            [],
+        )
         while True:
             frame = self.next(until)
             if frame is None:
@@ -435,15 +451,16 @@ class Player:
     def expect_data(self, step: Step) -> None:
         _, end = span(step.words[0])
         until = time.monotonic() + 2 * PATIENCE
-        limit = int(step.fields.get("most", "0"))
+        limit, least = int(step.fields.get("most", "0")), int(step.fields.get("least", "0"))
         while self.rcv_nxt < end + 1:
             frame = self.next(until)
             if frame is None:
                 raise Failure(f"only bytes up to {self.rcv_nxt - 1}")
             if "RST" in frame.kind:
                 raise Failure(f"got {frame}")
-            if limit and len(frame.payload) > limit:
-                raise Failure(f"a segment of {len(frame.payload)}")
+            length = len(frame.payload)
+            if (limit and length > limit) or (0 < length < least and self.rcv_nxt < end + 1):
+                raise Failure(f"a segment of {length}")
             if "acknowledged" in step.words and frame.payload:
                 self.ack_now()
         self.mark = time.monotonic()
@@ -470,6 +487,9 @@ class Player:
             elif name == "content":
                 side, length = wanted.split(":")
                 if frame.payload != pattern(side, 0, int(length)):
+                    return False
+            elif wanted == "same":
+                if got != self.acked:
                     return False
             elif not within(got, wanted):
                 return False

@@ -3,6 +3,9 @@
 import itertools
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 
 from . import campaign, player
 from .language import Mistake, all_scripts, parse, parse_step
@@ -129,3 +132,22 @@ def test_a_segment_by_hand_is_that_of_scapy():
         # The identification of IPv4 may differ, and the sum over it
         assert (frame[34:], frame[:18]) == (ours[34:], ours[:18]) or version == 4
         assert frame[26:] == ours[26:]
+
+
+@pytest.mark.parametrize("version", (4, 6))
+def test_a_segment_parsed_by_hand_is_that_of_scapy(version, monkeypatch):
+    src, dst = ("10.0.0.1", "10.0.0.2") if version == 4 else ("fd00::1", "fd00::2")
+    ip = IP(src=src, dst=dst) if version == 4 else IPv6(src=src, dst=dst)
+    tcp = TCP(sport=5, dport=6, seq=7, ack=8, window=9, flags="FPA", urgptr=3)
+    data = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / ip / tcp / b"hello") + b"padding"
+    ours = player.frames.parse(data, 1.0)
+    monkeypatch.setattr(player.frames, "_plain", lambda *_: None)
+    scapys = player.frames.parse(data, 1.0)
+    assert (ours.kind, ours.payload, ours.key, ours.raw) == (
+        scapys.kind,
+        scapys.payload,
+        scapys.key,
+        scapys.raw,
+    )
+    for name in ("seq", "ack", "win", "urg", "len", "mss", "mac", "dst", "ttl", "version"):
+        assert ours.values[name] == scapys.values[name], name
