@@ -17,7 +17,7 @@ The head has one field a line:
     pysplice: TEXT   why pysplice differs; a script that has lines for pysplice alone must have it
     only: 4 or 6     the version of IP that the script is about; both without it
     isn: NUMBER      the guest's first sequence number (default 1000)
-    takes: long      it lasts more than 20 seconds: the suite leaves it to the command
+    takes: long      it lasts more than 20 seconds: only `tests/wire/table --long` plays it
     takes: all       it must run by itself, because it meets a limit that all flows share
     from: server     the server connects to the guest, where `server connect` says so
 
@@ -57,7 +57,7 @@ HEAD = {"source", "pysplice", "only", "isn", "takes", "from"}
 STACKS = ("linux", "pysplice")
 SERVER = {
     "accept", "read", "write", "shutdown", "close", "abort", "end", "reset", "connect", "connected", "refused",
-    "option", "bind", "receive", "answer", "send", "waits", "drain", "error",
+    "option", "receive", "answer", "waits", "drain", "error",
 }  # fmt: skip
 GUEST = {"mac", "fill"}
 

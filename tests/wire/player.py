@@ -183,9 +183,6 @@ class Server:
             self._datagrams.recv(1)
             raise Failure("a datagram where an error should be")
 
-    def bind(self) -> None:
-        """Nothing is left to do: each script has a datagram socket."""
-
     def close_all(self) -> None:
         for sock in (self.listener, self.sock, self._datagrams):
             if sock is not None:
