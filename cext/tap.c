@@ -26,6 +26,8 @@
 
 #define MEMORY_BYTES (FIRST_FRAME + BATCH_BYTES + VNET_HDR_LEN + FRAME_MAX)
 
+#define JOINED_MAX 128                  /* UDP_MAX_SEGMENTS of <linux/udp.h> */
+
 /* Of frames that Python gets as they are: each costs the interpreter some time */
 #define OTHER_BYTES ((size_t)1 << 18)
 
@@ -255,6 +257,42 @@ static PyObject *tap_headers(PyObject *obj, PyObject *arg)
 static PyObject *tap_frame(PyObject *obj, PyObject *arg)
 {
 	return first_frame((struct tap *)obj, arg, 1);
+}
+
+/* payloads(handle) -> the datagrams of a run, one by one */
+static PyObject *tap_payloads(PyObject *obj, PyObject *arg)
+{
+	struct tap *self = (struct tap *)obj;
+	unsigned long long handle = PyLong_AsUnsignedLongLong(arg);
+	PyObject *list;
+	struct run *run;
+
+	if (PyErr_Occurred())
+		return NULL;
+	run = tap_find_run(self, handle);
+	list = run ? PyList_New(0) : NULL;
+	for (int i = run ? run->head : -1; list && i >= 0;
+	     i = self->frames[i].next) {
+		const struct frame *frame = &self->frames[i];
+		uint32_t unit = frame->gso_size, at = 0;
+
+		/* No kernel joins more */
+		if (!unit || frame->len / unit >= JOINED_MAX)
+			unit = frame->len;
+
+		do {
+			uint32_t len = frame->len - at;
+			PyObject *one = PyBytes_FromStringAndSize(
+				(char *)self->memory + frame->payload + at,
+				len < unit ? len : unit);
+
+			if (!one || PyList_Append(list, one))
+				Py_CLEAR(list);
+			Py_XDECREF(one);
+			at += unit;
+		} while (list && at < frame->len);
+	}
+	return list;
 }
 
 ssize_t tap_write(struct tap *self, struct iovec *iov, int count)
@@ -525,6 +563,7 @@ static PyMethodDef tap_methods[] = {
 	{"store", tap_store, METH_VARARGS, NULL},
 	{"headers", tap_headers, METH_O, NULL},
 	{"frame", tap_frame, METH_O, NULL},
+	{"payloads", tap_payloads, METH_O, NULL},
 	{"capture", tap_capture, METH_O, NULL},
 	{"emit", tap_emit, METH_VARARGS, NULL},
 	{"emit_data", tap_emit_data, METH_VARARGS, NULL},

@@ -39,10 +39,11 @@ from pathlib import Path
 
 import compare_pasta as yard
 
-SERVER, CLOSED, ECHO, PUBLISHED, UDP = 5301, 5302, 5303, 8080, 5304
+SERVER, CLOSED, ECHO, PUBLISHED, UDP, SINK = 5301, 5302, 5303, 8080, 5304, 5305
 PARTS = ("churn", "datagrams", "many", "flood")
 # What a client asks of the server: how many bytes to send back, and which of the two ends first
 ASK = struct.Struct("!BI")
+SILENT_HOST = "10.98.0.77"
 FIRST, LAST, RESETS, SILENT = range(4)
 ENDINGS = (
     "client", "server", "client-reset", "server-reset", "half", "data", "refused", "abandoned", "unread", "at-once",
@@ -253,15 +254,23 @@ def converse(address: str, seconds: float, told: int) -> None:
     os.write(told, (json.dumps(found) + "\n").encode())
 
 
+def sink(address: str, port: int) -> None:
+    """Datagrams that nobody reads: whoever answers a flood takes a processor as well."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        signal.pause()
+
+
 def flood_syns(address: str, seconds: float) -> None:
-    """Connections that are never waited for, to a host that does not answer and to one that does."""
+    """Connections that are never waited for, to a host that answers and to one that does not."""
+    silent = SILENT_HOST if address == yard.REMOTE[4] else address
     until = time.monotonic() + seconds
     socks: list[socket.socket] = []
     while time.monotonic() < until:
         sock = socket.socket()
         sock.setblocking(False)
         with contextlib.suppress(OSError):
-            sock.connect((random.choice((address, "10.98.0.77")), SERVER))
+            sock.connect((random.choice((address, silent)), SERVER))
         socks.append(sock)
         if len(socks) > 500:
             for sock in socks:
@@ -327,7 +336,7 @@ class Place:
         yard.sh(*yard.inside("host", "ip", "route", "add", "default", "via", yard.GATEWAY[4]))
         folder = Path(self.exit.enter_context(tempfile.TemporaryDirectory()))
         ready, self.socket = folder / "pid", folder / "control"
-        published = ["-t", str(PUBLISHED), "-u", str(PUBLISHED)]
+        published = ["-t", str(PUBLISHED), "-u", f"{PUBLISHED},{SINK}"]
         self.process = subprocess.Popen(
             yard.inside(
                 "host", sys.executable, "-m", "pysplice", "-f", "--config-net", "--netns", "/run/netns/guest", "-q",
@@ -344,6 +353,7 @@ class Place:
         for name, function, address, port in (
             ("remote", serve, yard.REMOTE[4], SERVER), ("guest", serve, "0.0.0.0", PUBLISHED),
             ("remote", echo, yard.REMOTE[4], ECHO), ("remote", answer, yard.REMOTE[4], UDP),
+            ("remote", sink, yard.REMOTE[4], SINK), ("guest", sink, "0.0.0.0", SINK),
         ):  # fmt: skip
             process = child(name, function, address, port)
             self.exit.callback(process.kill)
@@ -450,12 +460,15 @@ def part_many(place: Place, args: argparse.Namespace) -> str:
 
 
 def part_flood(place: Place, args: argparse.Namespace) -> str:
-    """Each flood also goes elsewhere, to the loopback of where it comes from: that shows what it takes of the CPU."""
+    """Each flood also goes elsewhere, to the loopback of where it comes from, beside a process that only computes.
+
+    That shows how long a process waits for a processor while two are busy: one that floods, and one that serves.
+    """
     floods: dict[str, tuple[str, Callable, str, tuple[object, ...]]] = {
         "SYNs of the guest": ("guest", flood_syns, yard.REMOTE[4], ()),
-        "datagrams of the guest": ("guest", flood_datagrams, yard.REMOTE[4], (UDP,)),
+        "datagrams of the guest": ("guest", flood_datagrams, yard.REMOTE[4], (SINK,)),
         "connections from outside": ("remote", flood_outside, yard.HOST[4], (PUBLISHED,)),
-        "datagrams from outside": ("remote", flood_datagrams, yard.HOST[4], (PUBLISHED,)),
+        "datagrams from outside": ("remote", flood_datagrams, yard.HOST[4], (SINK,)),
     }
     told = []
     for name, (where, function, address, more) in floods.items():
@@ -463,21 +476,32 @@ def part_flood(place: Place, args: argparse.Namespace) -> str:
         for _ in range(args.rounds):
             found = [talk(2)[1]]
             for target in ("127.0.0.1", address):
+                begin = [partial(child, where, function, target, *more, 3.0)]
+                if target == "127.0.0.1":
+                    begin.append(partial(child, where, compute, 3.0))
                 started: list[multiprocessing.Process] = []
-                begin = partial(child, where, function, target, *more, 3.0)
-                found.append(talk(2.5, partial(_append, started, begin))[1])
+                found.append(talk(2.5, partial(_start, started, begin))[1])
                 together(started)
             rounds.append(found)
         quiet, elsewhere, flooded = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = f"{flooded / max(quiet, 1):.1f} times" if flooded else "FAILED: ended"
         told.append(
-            f"\n  {name}: p99 {flooded:.0f} us, quiet {quiet:.0f} ({ratio}), the flood elsewhere {elsewhere:.0f}"
+            f"\n  {name}: p99 {flooded:.0f} us, quiet {quiet:.0f} ({ratio}), "
+            f"the flood elsewhere and a busy process {elsewhere:.0f} ({flooded / max(elsewhere, 1):.1f} times)"
         )
     return "".join(told)
 
 
-def _append(started: list[multiprocessing.Process], begin: Callable[[], multiprocessing.Process]) -> None:
-    started.append(begin())
+def _start(
+    started: list[multiprocessing.Process], begin: list[Callable[[], multiprocessing.Process]]
+) -> None:
+    started.extend(one() for one in begin)
+
+
+def compute(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
 
 
 def flood_outside(address: str, port: int, seconds: float) -> None:

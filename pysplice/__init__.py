@@ -24,6 +24,7 @@ slash is a folder, and its __init__.py lists its files.
     budget        how many descriptors each kind of flow may have, and how much memory; what happens at a limit
     config/       the options: one table, the grammar of values and ports, every cross-check
     sockets/      where sockets come from: one typed request, a maker on each side
+    backlog       what waits for its turn, so that a flood of new flows holds nothing up
     loop          the event loop: readable descriptors, and one heap of timers
     tcp/          the protocol: one Connection per flow, no I/O; its docstring has the theory
     wire          header layouts

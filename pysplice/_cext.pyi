@@ -102,6 +102,9 @@ class Tap:
     def frame(self, handle: int, /) -> bytes:
         """A run's first frame, whole; raises ValueError for an old handle."""
 
+    def payloads(self, handle: int, /) -> list[bytes]:
+        """The payloads of a run, a datagram each; raises ValueError for an old handle."""
+
     def capture(self, fd: int, /) -> None:
         """Write a pcap record for each frame to `fd` from now on; a negative one ends that."""
 

@@ -129,7 +129,14 @@ def assemble(config: Config, found: Found, loop: MainLoop, log: Log) -> Proxy:
         responder = make_responder(config, template, found.names)
         versions = (config.ipv4, config.ipv6)
         link = LinkPlane(
-            tap, neighbours, responder, datagrams, versions, log, lambda error: stream.failed(None, error)
+            tap,
+            neighbours,
+            responder,
+            datagrams,
+            versions,
+            loop,
+            log,
+            lambda error: stream.failed(None, error),
         )
         streams: Streams = stream
         reader: Reader = TapReader(tap, stream, link, loop, log, complaints.add)
@@ -207,7 +214,7 @@ def _stream_plane(common: _Common, tap: TapDevice, neighbours: Neighbours, trace
     whole = config.window != window.DEFAULT_NAME or common.found.trace_file is not None
     hosts = HostSockets(tap, common.host, common.loop, most.lingering, whole)
     opener = Opener(tap, neighbours, hosts, flows, common.translation, shared, common.log)
-    plane = StreamPlane(flows, hosts, opener, queue, common.loop, common.log, tap.readable)
+    plane = StreamPlane(flows, hosts, opener, queue, common.loop, common.log, tap)
     return plane
 
 
@@ -224,7 +231,7 @@ def _from_guest(
     echo: Echo | NoEcho = NoEcho()
     if config.icmp:
         echo = Echo(tap, translation, common.host, epoll, mtu, common.most.echo, common.new_flows, log)
-    return FromGuest(guest_udp, endpoints, echo, rules, config.udp, log)
+    return FromGuest(guest_udp, endpoints, echo, rules, config.udp, common.loop, log)
 
 
 def _broadcasts(template: Template) -> frozenset[bytes]:

@@ -8,6 +8,7 @@ import pytest
 
 from pysplice.config import ConfigError
 from pysplice.config.ports import GUEST, HOST, TCP, UDP, Rule, parse
+from pysplice.forward import listeners as module
 from pysplice.forward.forward import Forward
 from pysplice.forward.listeners import Addressing, Listeners
 from pysplice.forward.scan import bits, ranges
@@ -329,3 +330,25 @@ def test_ranges():
     assert list(ranges(0b1011)) == [(0, 1), (3, 3)]
     assert list(ranges(bits(0, 65535))) == [(0, 65535)]
     assert list(ranges(bits(5, 9) | bits(11, 20))) == [(5, 9), (11, 20)]
+
+
+def test_a_flood_of_clients_leaves_time_for_others(on_host):
+    """A few turns in which more clients are there than are accepted, and fewer are accepted from then on."""
+    on_host.change([(True, at("9000"))])
+    taken: list[int] = []
+    on_host.takers.accepted = lambda listener, sock, address, now: (taken.append(1), sock.close())
+    most, few, turns = module.ACCEPTS_PER_TURN, module.ACCEPTS_IN_FLOOD, module.FLOOD_TURNS
+
+    def come(count: int) -> None:
+        for _ in range(count):
+            socket.create_connection(("127.18.4.9", 9000)).close()
+
+    def turn() -> int:
+        before = len(taken)
+        on_host.listeners.on_ready(0.0)
+        return len(taken) - before
+
+    come(most * turns + 2 * few + 1)
+    assert [turn() for _ in range(turns + 4)] == [most] * turns + [few, few, 1, 0]
+    come(most)
+    assert turn() == most, "the flood is over"

@@ -1,6 +1,6 @@
 """The plane of flows without a stream: UDP, echo requests and fragments.
 
-Owns the epoll instance that watches its sockets.  Imports `_cext`, `budget`, `config`, `forward`, `loop`,
+Owns the epoll instance that watches its sockets.  Imports `_cext`, `backlog`, `budget`, `config`, `forward`, `loop`,
 `observe`, `wire` and the files of this room.
 """
 
@@ -8,6 +8,7 @@ import select
 from typing import Any, Final
 
 from .. import _cext, wire
+from ..backlog import FLOWS_MAX, FLOWS_PER_TURN, Backlog
 from ..budget import Budget
 from ..config.ports import GUEST
 from ..forward.policy import Listener
@@ -19,9 +20,13 @@ from .clients import Clients
 from .echo import Echo, NoEcho
 from .endpoints import Endpoints
 from .table import Table
-from .udp import Rules, Udp
+from .udp import Kept, Rules, Udp
 
 EVENTS_PER_TURN: Final = 64
+
+# Of datagrams whose flows wait to be opened: bytes of all, and what one counts beside its own (empty ones must be few)
+KEPT_BYTES: Final = 1 << 20
+KEPT_EACH: Final = 1 << 10
 
 # As much of a packet that came in fragments as an ICMP error quotes of its headers
 QUOTED: Final = 64
@@ -32,6 +37,11 @@ LINK_PORTS = frozenset({67, 68, 546, 547})
 EXPIRE_AFTER: Final = 1.0  # seconds, between two looks at the flows' times
 
 
+def _size(kept: Kept) -> int:
+    """What datagrams that wait count of KEPT_BYTES."""
+    return sum(map(len, kept.payloads)) + KEPT_EACH * len(kept.payloads)
+
+
 class FromGuest:
     """What the guest sends that is neither TCP nor for the link's services.
 
@@ -39,7 +49,14 @@ class FromGuest:
     """
 
     def __init__(
-        self, udp: Udp, endpoints: Endpoints, echo: "Echo | NoEcho", rules: Rules, with_udp: bool, log: Log
+        self,
+        udp: Udp,
+        endpoints: Endpoints,
+        echo: "Echo | NoEcho",
+        rules: Rules,
+        with_udp: bool,
+        loop: Loop,
+        log: Log,
     ) -> None:
         self.udp = udp
         self.endpoints = endpoints
@@ -49,13 +66,46 @@ class FromGuest:
         self._with_udp = with_udp
         self._fragments = fragments.Reassembler()
         self._log = log
+        self._backlog: Backlog[Kept] = Backlog(loop, self._begin, FLOWS_PER_TURN, FLOWS_MAX)
+        self._kept_bytes = 0
+
+    def __bool__(self) -> bool:
+        """True while there is something that ends with time."""
+        return bool(self.echo.flows or self._backlog)
 
     def on_run(self, run: _cext.Datagrams, now: float) -> None:
         """Datagrams of one flow."""
-        if self._leaves(run.key, bool(run.group), now):
-            self.udp.on_run(run, now)
-        else:
+        if not self._leaves(run.key, bool(run.group), now):
             self.dropped += run.frames
+        elif self.udp.knows(run.key) or self._backlog.passes(now):
+            self.udp.on_run(run, now)
+        elif self._backlog.full and self._backlog.get(run.key) is None:
+            self._overrun(run.frames, now)
+        else:
+            self._wait(self.udp.keep(run), now)
+
+    def _wait(self, kept: Kept, now: float) -> None:
+        """Have datagrams wait until their flow can be opened."""
+        size = _size(kept)
+        before = self._backlog.get(kept.key)
+        if self._kept_bytes + size > KEPT_BYTES or not self._backlog.put(kept.key, before or kept):
+            self._overrun(len(kept.payloads), now)
+            return
+        self._kept_bytes += size
+        if before is not None:
+            before.payloads.extend(kept.payloads)
+
+    def _overrun(self, count: int, now: float) -> None:
+        """Datagrams find no room."""
+        self.udp.undelivered += count
+        self._log.flow("limit", "too many new UDP flows at once, datagrams were dropped", now)
+
+    def _begin(self, kept: Kept, now: float) -> None:
+        self._kept_bytes -= _size(kept)
+        try:
+            self.udp.on_kept(kept, now)
+        except Exception as e:
+            self._log.defect(f"udp {describe.flow_name(kept.key)}: {type(e).__name__}: {e}", now)
 
     def _leaves(self, key: bytes, to_group: bool, now: float) -> bool:
         """True for a datagram that goes on to the host's network; `to_group`: its frame was sent to all stations.
@@ -90,7 +140,11 @@ class FromGuest:
                 key, payload, ttl = datagram
                 if self._leaves(key, wire.is_to_group(frame), now):
                     headers = frame[: wire.ETHERNET] + packet[:QUOTED]
-                    self.udp.on_whole(key, payload, ttl, headers, now)
+                    kept = Kept(key, headers, ttl, wire.frame_source(frame), 0, [payload])
+                    if self._backlog.get(key) is None:
+                        self.udp.on_kept(kept, now)
+                    else:
+                        self._wait(kept, now)
                 else:
                     self.dropped += 1
                 return
@@ -113,7 +167,8 @@ class FromGuest:
         return self.dropped + self.udp.undelivered + self.udp.filtered
 
     def close(self) -> None:
-        """Close all sockets."""
+        """Send what waits, and close all sockets."""
+        self._backlog.finish()
         self.endpoints.close()
         self.echo.close()
 
@@ -211,7 +266,7 @@ class DatagramPlane:
 
     def _expire_later(self, now: float) -> None:
         """Look at the flows' times in a while, unless a look is due already or there is no flow."""
-        if self._timer.when == NEVER and (self.flows or (self._from_guest and self._from_guest.echo.flows)):
+        if self._timer.when == NEVER and (self.flows or self._from_guest):
             self._timer.by(now + EXPIRE_AFTER)
 
     def _expire(self) -> None:

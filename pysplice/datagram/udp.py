@@ -14,7 +14,7 @@ import errno
 import itertools
 import select
 import socket
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import _cext, wire
 from ..budget import RateLimit
@@ -54,6 +54,17 @@ def timeouts() -> tuple[float, float]:
         except (OSError, ValueError):
             values.append(default)
     return values[0], values[1]
+
+
+class Kept(NamedTuple):
+    """Datagrams of one flow whose batch is over; `headers` are those of the first frame."""
+
+    key: bytes
+    headers: bytes
+    ttl: int
+    mac: bytes
+    df: int
+    payloads: list[bytes]
 
 
 class Rules:
@@ -121,6 +132,10 @@ class Udp:
 
     # From the guest
 
+    def knows(self, key: bytes) -> bool:
+        """True if there is a flow with this key."""
+        return self._flows.get(key) is not None
+
     def on_run(self, run: _cext.Datagrams, now: float) -> None:
         """Datagrams of one flow from the tap."""
         flow = self._flows.get(run.key)
@@ -148,16 +163,25 @@ class Udp:
                 skip += 1
                 refused = 0
 
-    def on_whole(self, key: bytes, payload: bytes, ttl: int, headers: bytes, now: float) -> None:
-        """A datagram that came in fragments; `headers`: of its frame."""
-        flow = self._flows.get(key)
+    def keep(self, run: _cext.Datagrams) -> Kept:
+        """Keep datagrams from the tap beyond their batch."""
+        headers, payloads = self._tap.headers(run.handle), self._tap.payloads(run.handle)
+        return Kept(run.key, headers, run.ttl, run.mac, run.df, payloads)
+
+    def on_kept(self, kept: Kept, now: float) -> None:
+        """Datagrams that are no longer in a batch: they have waited, or came in fragments."""
+        flow = self._flows.get(kept.key)
         if flow is None or flow.port.closed:
-            flow = self._open(key, headers, now, flow)
+            flow = self._open(kept.key, kept.headers, now, flow)
             if flow is None:
-                self.undelivered += 1
+                self.undelivered += len(kept.payloads)
                 return
-        self._heard(flow, ttl, wire.frame_source(headers), now)
-        flow.port.fragment(0)
+        self._heard(flow, kept.ttl, kept.mac, now)
+        flow.port.fragment(kept.df)
+        for payload in kept.payloads:
+            self._send_kept(flow, payload, kept.headers, now)
+
+    def _send_kept(self, flow: TapFlow, payload: bytes, headers: bytes, now: float) -> None:
         for tries in range(3):
             error = -self._packets.send_bytes(payload, flow.port.fd, flow.address, flow.control)
             if not error:

@@ -20,7 +20,11 @@ from ..sockets.unix import SocketFiles
 from .policy import Listener
 
 # Each takes about as long as a batch of small frames; the others wait for all of them
+# Clients that are accepted before everything else gets its turn; fewer once so many turns in a row have left some over,
+# for that is a flood
 ACCEPTS_PER_TURN = 8
+ACCEPTS_IN_FLOOD = 2
+FLOOD_TURNS = 8
 LISTENERS_PER_TURN = 64
 PAUSE = 1.0  # seconds, while there is no descriptor for a client
 
@@ -111,6 +115,7 @@ class Listeners:
         self._loop = loop
         self._log = log
         self._paused: set[int] = set()
+        self._full_turns = 0  # in a row
         self._resume_timer = loop.timer(self._resume)
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
@@ -335,7 +340,7 @@ class Listeners:
 
     def on_ready(self, now: float) -> None:
         """Some listeners have clients."""
-        accepts = ACCEPTS_PER_TURN
+        accepts = ACCEPTS_PER_TURN if self._full_turns < FLOOD_TURNS else ACCEPTS_IN_FLOOD
         for fd, ready in self.epoll.poll(0, LISTENERS_PER_TURN):
             listener = self._by_fd.get(fd)
             if listener is None:
@@ -344,6 +349,7 @@ class Listeners:
                 self._takers.arrived(listener, bool(ready & select.EPOLLERR), now)
             elif accepts > 0:
                 accepts -= self._accept(listener, accepts, now)
+        self._full_turns = 0 if accepts > 0 else self._full_turns + 1
 
     def _accept(self, listener: Listener, most: int, now: float) -> int:
         """Accept at most so many clients; the result: how many there were."""

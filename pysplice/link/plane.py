@@ -1,17 +1,23 @@
 """The plane of everything that is not TCP: the link's services answer, the rest goes on to the datagram plane.
 
-Owns nothing.  Imports `observe`, `wire`, `_cext` and the files of this room.
+Owns nothing.  Imports `backlog`, `loop`, `observe`, `wire`, `_cext` and the files of this room.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from .. import _cext, wire
+from ..backlog import Backlog
+from ..loop import Loop
 from ..observe import describe
 from ..observe.log import Log
 from .neighbours import Neighbours
 from .responder import Responder
 from .tap import TapDevice
+
+# Frames that are taken apart in Python, each of which costs some 50 us
+FRAMES_PER_TURN: Final = 16
+FRAMES_MAX: Final = 1024  # that wait
 
 
 class Beyond(Protocol):
@@ -40,6 +46,7 @@ class LinkPlane:
         responder: Responder,
         beyond: Beyond,
         versions: tuple[bool, bool],
+        loop: Loop,
         log: Log,
         failed: Callable[[Exception], None],
     ) -> None:
@@ -51,6 +58,9 @@ class LinkPlane:
         self._log = log
         self._failed = failed
         self.expired = 0  # packets that had no hops left
+        self._backlog: Backlog[bytes] = Backlog(loop, self._serve, FRAMES_PER_TURN, FRAMES_MAX)
+        self._frames = 0  # so far
+        self.overrun = 0  # frames that found no room
 
     def on_batch(self, datagrams: Sequence[_cext.Datagrams], frames: Sequence[bytes], now: float) -> None:
         """Everything of a batch but its TCP segments."""
@@ -60,10 +70,21 @@ class LinkPlane:
             except Exception as e:
                 self._failed(e)
         for frame in frames:
-            try:
-                self._on_frame(frame, now)
-            except Exception as e:
-                self._failed(e)
+            self._frames += 1
+            if self._backlog.passes(now):
+                self._serve(frame, now)
+            elif not self._backlog.put(self._frames, frame):
+                self.overrun += 1
+
+    def _serve(self, frame: bytes, now: float) -> None:
+        try:
+            self._on_frame(frame, now)
+        except Exception as e:
+            self._failed(e)
+
+    def finish(self) -> None:
+        """Serve what waits: nothing comes after it."""
+        self._backlog.finish()
 
     def _on_datagrams(self, run: _cext.Datagrams, now: float) -> None:
         key = run.key

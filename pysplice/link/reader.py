@@ -3,6 +3,7 @@
 Owns nothing.  Imports `loop`, `observe`, `_cext` and the files of this room.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -114,16 +115,15 @@ class TapReader:
 
     def read_last(self) -> None:
         """Read what the guest sent before it ended, as far as that can be read at once."""
-        try:
+        with contextlib.suppress(OSError):
             for _ in range(LAST_BATCHES):
                 runs, datagrams, frames = self._tap.drain()
                 if not (runs or datagrams or frames):
-                    return
+                    break
                 now = self._loop.now()
                 self._link.on_batch(datagrams, frames, now)
                 self._streams.on_batch(runs, now)
-        except OSError:
-            return
+        self._link.finish()
 
     def _describe_dropped(self, now: float) -> None:
         """Say which frames were dropped without being looked at."""

@@ -50,6 +50,7 @@ class TapDevice:
         self.store_run = self.raw.store
         self.headers = self.raw.headers
         self.frame = self.raw.frame
+        self.payloads = self.raw.payloads
         self.emit = self.raw.emit
         self.emit_data = self.raw.emit_data
         self.emit_frame = self.raw.emit_frame

@@ -77,21 +77,24 @@ class Opener:
         self._secret = os.urandom(32)
         self._mss_max = MSS_MAX_VNET if tap.vnet else common.mtu
 
-    def from_tap(self, run: Run, now: float) -> Flow | None:
-        """Open a flow for a segment that belongs to no flow; None if the segment does not open one."""
+    def _is_served(self, key: bytes) -> bool:
+        return self._common.ipv4 if len(key) == KEY4_LEN else self._common.ipv6
+
+    def admits(self, key: bytes, now: float) -> bool:
+        """True if a SYN may open a flow, as far as the limit of new flows goes."""
+        if not self._is_served(key):
+            return False
+        if self._common.new_flows.allows(now):
+            return True
+        # As if it were lost: the guest's kernel tries again
+        self._flows.refused += 1
+        self._log.flow("limit", "too many new flows, a SYN was dropped", now)
+        return False
+
+    def from_tap(self, run: Run, headers: bytes, now: float) -> Flow | None:
+        """Open a flow for a SYN; `headers` are those of its frame.  None if that fails."""
         key: bytes = run.key  # type: ignore[attr-defined]
-        if not (self._common.ipv4 if len(key) == KEY4_LEN else self._common.ipv6):
-            return None
-        headers = self._tap.headers(run.handle)
         mac = wire.frame_source(headers)
-        if run.flags & (SYN | ACK | RST) != SYN:
-            self._refuse(run, key, mac)
-            return None
-        if not self._common.new_flows.allows(now):
-            # As if it were lost: the guest's kernel tries again
-            self._flows.refused += 1
-            self._log.flow("limit", "too many new flows, a SYN was dropped", now)
-            return None
         guest = wire.key_source(key)
         self._neighbours.heard(mac, guest)
         station = self._neighbours.station(guest, mac)
@@ -112,7 +115,7 @@ class Opener:
             if e.errno in UNREACHABLE:
                 self._tap.unreachable(headers, e.errno, now)
             elif e.errno not in NO_DESCRIPTOR:
-                self._refuse(run, key, mac)
+                self.refuse(run, headers)
             return None
         unreachable = partial(self._tap.unreachable, headers)
         flow = self._add(key, station, host, run, unreachable, now)
@@ -186,10 +189,12 @@ class Opener:
         self._hosts.own(host, flow)
         return flow
 
-    def _refuse(self, run: Run, key: bytes, mac: bytes) -> None:
-        """RFC 9293, 3.10.7.1: a segment for a connection that does not exist."""
-        if run.flags & RST:
+    def refuse(self, run: Run, headers: bytes) -> None:
+        """RFC 9293, 3.10.7.1: a segment for a connection that does not exist; `headers` are those of its frame."""
+        key: bytes = run.key  # type: ignore[attr-defined]
+        if run.flags & RST or not self._is_served(key):
             return
+        mac = wire.frame_source(headers)
         if run.flags & ACK:
             self._tap.reset(key, mac, run.ack, 0, RST)
         else:

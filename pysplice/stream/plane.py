@@ -1,7 +1,7 @@
 """The plane of TCP: which connection a segment or a ready socket belongs to.
 
-Owns the flows, their host sockets and the small queue.  Imports `budget`, `loop`, `observe`, `tcp` and the
-files of this room.
+Owns the flows, their host sockets and the small queue.  Imports `backlog`, `budget`, `loop`, `observe`,
+`tcp` and the files of this room.
 
 One batch from the tap is handled like this: each run goes to its connection, then the host sockets are asked for
 answers, and what was read and is still not acknowledged then gets an acknowledgement of its own.
@@ -12,11 +12,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from ..backlog import FLOWS_MAX, FLOWS_PER_TURN, Backlog
 from ..budget import Budget
 from ..loop import Loop
 from ..observe import describe
 from ..observe.log import Log
-from ..tcp.doors import SYN, Run
+from ..tcp.doors import ACK, RST, SYN, Run
 from ..tcp.events import CLOSED, ESTABLISHED, SOCK_FIN_SENT, TAP_FIN_RCVD
 from ..tcp.small_queue import SmallQueue
 from .flows import Flow, Flows
@@ -81,11 +82,16 @@ class NoStreams:
         pass
 
 
-class StreamPlane:
-    """All TCP flows.
+class Tap(Protocol):
+    """The methods of the tap that this plane calls."""
 
-    `readable` says whether the tap's ring holds a frame.
-    """
+    def readable(self) -> bool: ...
+    @property
+    def headers(self) -> Callable[[int], bytes]: ...
+
+
+class StreamPlane:
+    """All TCP flows."""
 
     def __init__(
         self,
@@ -95,7 +101,7 @@ class StreamPlane:
         queue: SmallQueue,
         loop: Loop,
         log: Log,
-        readable: Callable[[], bool],
+        tap: Tap,
     ) -> None:
         self.flows = flows
         self.hosts = hosts
@@ -103,7 +109,8 @@ class StreamPlane:
         self._queue = queue
         self._loop = loop
         self._log = log
-        self._readable = readable
+        self._tap = tap
+        self._backlog: Backlog[tuple[Run, bytes]] = Backlog(loop, self._begin, FLOWS_PER_TURN, FLOWS_MAX)
         self._resume_timer = loop.timer(self._resume)
 
     def fileno(self) -> int:
@@ -121,7 +128,7 @@ class StreamPlane:
             flow = lookup(run.key)  # type: ignore[attr-defined]
             try:
                 if flow is None:
-                    flow = self._open.from_tap(run, now)
+                    flow = self._unknown(run, now)
                     if flow is None:
                         continue
                 else:
@@ -132,7 +139,7 @@ class StreamPlane:
                     elif connection.facts & CLOSED and run.flags & SYN:
                         # The old connection has made room for a new one with the same ports
                         settle(flow)
-                        flow = self._open.from_tap(run, now)
+                        flow = self._unknown(run, now)
                         if flow is None:
                             continue
             except Exception as e:
@@ -153,6 +160,37 @@ class StreamPlane:
             total = sum([run.length for run in runs])
             self._queue.served(total, self._loop.now() - now)
         self._resume_later(now)
+
+    def _unknown(self, run: Run, now: float) -> Flow | None:
+        """A segment that belongs to no flow; the result is the flow that it has opened, if it need not wait."""
+        key: bytes = run.key  # type: ignore[attr-defined]
+        if run.flags & (SYN | ACK | RST) != SYN:
+            self._backlog.remove(key)
+            self._open.refuse(run, self._tap.headers(run.handle))
+        elif self._backlog.get(key) is not None:
+            self._backlog.put(key, (run, self._tap.headers(run.handle)))  # the guest repeats it
+        elif self._backlog.full:
+            # As if it were lost: the guest's kernel tries again
+            self.flows.refused += 1
+            self._log.flow("limit", "too many connections are opened at once, a SYN was dropped", now)
+        elif self._open.admits(key, now):
+            headers = self._tap.headers(run.handle)
+            if self._backlog.passes(now):
+                return self._open.from_tap(run, headers, now)
+            self._backlog.put(key, (run, headers))
+        return None
+
+    def _begin(self, syn: tuple[Run, bytes], now: float) -> None:
+        """The turn of a SYN that has waited; its payload is gone."""
+        run, headers = syn
+        flow = self.flows.lookup(run.key)  # type: ignore[attr-defined]
+        try:
+            if flow is None:
+                flow = self._open.from_tap(run, headers, now)
+        except Exception as e:
+            self.failed(flow, e)
+        if flow is not None:
+            self.flows.settle(flow)
 
     # From the host sockets
 
@@ -186,7 +224,7 @@ class StreamPlane:
     def _resume(self) -> None:
         """Resume connections that the small queue has throttled, as far as the ring has room for what they send."""
         now = self._loop.now()
-        for connection in self._queue.resume(now, not self._readable()):
+        for connection in self._queue.resume(now, not self._tap.readable()):
             try:
                 connection.resume()
             except Exception as e:

@@ -250,6 +250,23 @@ def test_where_they_cannot_go_together_they_go_one_by_one(tap, isolated):
         sock.close()
 
 
+@pytest.mark.parametrize("size", (0, 1, 3, 1000, 2999, 3000, 65535))
+def test_the_payloads_of_a_run_can_be_copied(size):
+    """Datagram by datagram, also those that the guest has joined; a handle of an older batch names nothing."""
+    pair = Pair(True)
+    payload = os.urandom(3000)
+    header = struct.pack("=BBHHHH", 1, GSO_UDP_L4, 42, size, 34, 6)
+    pair.guest.send(bytes(10) + datagram(4, b""))
+    _, (run,), _ = pair.put(datagram(4, payload), header=header)
+    unit = size if size > 3000 // 128 else len(payload)  # a guest's kernel joins no more than that
+    assert pair.tap.payloads(run.handle) == [b"", *(payload[at : at + unit] for at in range(0, 3000, unit))]
+    pair.tap.drain()
+    with pytest.raises(ValueError):
+        pair.tap.payloads(run.handle)
+    with pytest.raises(TypeError):
+        pair.tap.payloads("x")
+
+
 @pytest.mark.parametrize("size", (1, 3, 65535))
 def test_a_strange_size_of_segments(size):
     """The guest may write anything there: the bytes arrive cut up somehow, or not at all."""
