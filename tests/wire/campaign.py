@@ -20,12 +20,17 @@ def is_there(name: str) -> bool:
     return name in OURS or shutil.which(Pasta.program if name == "pasta" else name) is not None
 
 
-def run(names: list[str], words: list[str], with_long: bool) -> Results:
-    """All scripts, or those whose titles have one of the words, against each stack in turn."""
-    scripts = [
+def choose(words: list[str], with_long: bool) -> list[Script]:
+    """All scripts, or those whose titles have one of the words, in capitals or not; raises Mistake."""
+    return [
         script for script in all_scripts()
-        if (with_long or not script.is_long) and (not words or any(word in script.title for word in words))
+        if (with_long or not script.is_long)
+        and (not words or any(word.lower() in script.title.lower() for word in words))
     ]  # fmt: skip
+
+
+def run(names: list[str], scripts: list[Script]) -> Results:
+    """The scripts against each stack in turn."""
     results: Results = {}
     for name in names:
         with Campaign(name, scripts) as campaign:
@@ -41,40 +46,61 @@ class Campaign:
         self.jobs = [(script, version) for script in scripts for version in script.versions]
         self.results: Results = {}
         self._stack = STACKS[name]()
+        self._suspects: list[int] = []
 
     def run(self) -> Results:
-        """Play them together, but for those that must be alone, or that a stack's end has spoilt."""
-        together = [n for n, (script, _) in enumerate(self.jobs) if not script.is_alone]
-        with ThreadPoolExecutor(AT_A_TIME) as pool:
-            list(pool.map(self._play, together))
-        spoilt = self._stack.has_ended
-        alone = [n for n in range(len(self.jobs)) if n not in together or (spoilt and self._has_failed(n))]
-        if spoilt:
-            for number in alone:
+        """Play them together, but for those that must be alone."""
+        waiting = [n for n, (script, _) in enumerate(self.jobs) if not script.is_alone]
+        while waiting:
+            with ThreadPoolExecutor(AT_A_TIME) as pool:
+                list(pool.map(self._play, waiting))
+            self._blame()
+            waiting = [n for n in waiting if not self._is_played(n)]
+        alone = [n for n, (script, _) in enumerate(self.jobs) if script.is_alone]
+        # What the two versions of IP have in common is not tried
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._in_turn, [[n for n in alone if self.jobs[n][1] == v] for v in (4, 6)]))
+        self._blame()
+        for number in alone:
+            if not self._is_played(number):
                 self._alone(number)
-        else:
-            # What the two versions of IP have in common is not tried
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(self._in_turn, [[n for n in alone if self.jobs[n][1] == v] for v in (4, 6)]))
         return self.results
 
-    def _has_failed(self, number: int) -> bool:
+    def _is_played(self, number: int) -> bool:
         script, version = self.jobs[number]
-        return self.results[script.title, version, self.name] != ""
+        return (script.title, version, self.name) in self.results
+
+    def _blame(self) -> None:
+        """If the stack's process has ended, find the one that ends it among those that were on their way."""
+        suspects, self._suspects = self._suspects, []
+        for number in suspects:
+            self._alone(number)
+        self._revive()
+
+    def _revive(self) -> None:
+        if self._stack.has_ended:
+            self._stack.close()
+            self._stack = STACKS[self.name]()
 
     def _in_turn(self, numbers: list[int]) -> None:
         for number in numbers:
             self._play(number)
 
     def _play(self, number: int) -> None:
+        """Play one script, unless the stack's process has ended."""
+        if self._stack.has_ended:
+            return
         script, version = self.jobs[number]
-        self.results[script.title, version, self.name] = play(script, self._stack, version, number)
+        problem = play(script, self._stack, version, number)
+        self.results[script.title, version, self.name] = problem
+        if problem and self._stack.has_ended:
+            self._suspects.append(number)
 
     def _alone(self, number: int) -> None:
-        if self._stack.has_ended:
-            self._stack.close()
-            self._stack = STACKS[self.name]()
+        """Play one by itself, to see whether it is the one that ends the stack."""
+        self._revive()
         self._play(number)
+        self._suspects.clear()
         if self._stack.has_ended:
             script, version = self.jobs[number]
             self.results[script.title, version, self.name] = "its process ends"

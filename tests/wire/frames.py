@@ -1,26 +1,4 @@
-"""Frames from steps and steps' words from frames: scapy builds and parses, nothing here is of pysplice.
-
-Values of a step to send (all are optional):
-
-    seq= ack=          relative to the first number of their side;  urg=: the urgent pointer
-    data=FROM:TO       bytes of the guest's stream, whose byte 0 has sequence number 1;  len=: of a datagram
-    win=               the field, as it stands in the header
-    shrinks=1: the right edge of the guest's window moves left to where this segment says
-    probe=1: one number before the one that is due;  beyond=1: one byte that the window does not permit
-    mss= wscale= sackok=1 ts=VALUE:ECHO sack=FROM:TO fastopen=HEX options=HEX    of TCP
-    doff= udplen= iplen=                a length field that is not true
-    bad=ip or bad=transport             a checksum that is wrong;  checksum=0: none
-    ttl= tos= id= df=1 ipoptions=HEX    of IP;  header=hop, destination, routing: of IPv6
-    fragments=0:1480,1480:2000          parts of the packet's payload, sent in this order;  the last may lie (more=1)
-    cut= pad=                           bytes taken off and added at the end of the frame
-    sport= dport= to=closed             ports that are not the script's;  to=gateway: another address
-    target= from=                       of WHO-HAS: server, gateway, guest, nobody;  hops=, source=none, to=unicast
-    code= mtu=                          of ERROR: port, host, too-big, time;  about=sent or received (the quoted frame)
-
-Values of a frame that a step can ask for: seq, ack, len, win, mss, wscale, sackok, ts, sack, urg, ttl, tos, df,
-code, mtu, id, fragments, mac, dst (both of Ethernet), quotes; `ack=same` is what was acknowledged last. A value
-that the frame does not have is `none`.
-"""
+"""Frames from steps and steps' words from frames: scapy builds and parses, nothing here is of pysplice."""
 
 from __future__ import annotations
 
@@ -264,6 +242,8 @@ def ip_of(step: Step, ends: Ends, transport: Packet) -> Packet:
             packet.options = [IPOption(bytes.fromhex(fields["ipoptions"]))]
         if "iplen" in fields:
             packet.len = int(fields["iplen"])
+        if "protocol" in fields:
+            packet.proto = int(fields["protocol"])
     else:
         packet = IPv6(
             src=ends.guest, dst=target, hlim=number(fields, "ttl", 64), tc=number(fields, "tos", 0)
@@ -272,6 +252,8 @@ def ip_of(step: Step, ends: Ends, transport: Packet) -> Packet:
             packet.plen = int(fields["iplen"]) - 40
         if fields.get("header", "none") != "none":
             packet = packet / HEADERS[fields["header"]]()
+        if "protocol" in fields:
+            packet.nh = int(fields["protocol"])
     return packet / transport
 
 
@@ -475,6 +457,7 @@ def parse(data: bytes, now: float, fragments: int = 1) -> Frame | None:
             values = common | {
                 "target": getattr(ip[layer], "tgt", "none"),
                 "solicited": getattr(ip[layer], "S", "none"),
+                "lifetime": getattr(ip[layer], "routerlifetime", "none"),
             }
             return Frame(kind, values, b"", now, None, raw)
     icmp = ip.payload if version == 6 else ip.getlayer(ICMP)

@@ -14,31 +14,68 @@ A file holds several scripts.  Each begins with `== TITLE`, then its head, an em
 The head has one field a line:
 
     source: TEXT     where the behaviour is written down
-    pysplice: TEXT   why pysplice differs; a script that has lines for pysplice alone must have it
+    pysplice: TEXT   why pysplice differs; a script has it if it has lines for one stack alone, and only then
     only: 4 or 6     the version of IP that the script is about; both without it
     isn: NUMBER      the guest's first sequence number (default 1000)
     takes: long      it lasts more than 20 seconds: only `tests/wire/table --long` plays it
     takes: all       it must run by itself, because it meets a limit that all flows share
     from: server     the server connects to the guest, where `server connect` says so
 
-A step is one line.  A number in front of it is how many seconds pass before.  `linux|` or `pysplice|` in front means
-that the line is for that stack alone (stacks for comparison take Linux's lines).  Then comes who acts:
+A step is one line.  A number in front of it is how many seconds pass before (`0.5 wait` does nothing else).  `linux|`
+or `pysplice|` in front means that the line is for that stack alone (stacks for comparison take Linux's lines).  What
+follows a `#` is a comment.  Then comes who acts:
 
     > KIND name=value ...    the guest sends a frame
     < KIND name=value ...    the stack sends such a frame within 5 seconds; frames that differ are passed over,
-                             but a RST that the line does not ask for fails the script; `within=LOW..` says how
-                             long after the last frame that was expected; `count=LOW..HIGH in=SECONDS` counts
-    < nothing SECONDS        no frame of this script in that time
+                             but a RST that the line does not ask for fails the script
+    < nothing SECONDS        no frame of this script in that time, but for a repetition that has crossed what the guest
+                             has just sent
     < data FROM:TO           the server's bytes FROM to TO arrive, their content is right, and their segments are
-                             within the window; `acknowledged`: the guest acknowledges each segment; `most=` and
-                             `least=` bound the length of segments (of the last, only `most`)
+                             within the window; `acknowledged`: the guest acknowledges each segment
     server VERB ...          the application behind the stack acts (see player.py)
     guest VERB ...           the guest changes: `mac ADDRESS`; `fill`: it sends all that the window permits
 
 KIND is flags of TCP joined by commas (SYN, ACK, FIN, RST, PSH, URG, ECE, CWR, NONE), or UDP, ECHO, ECHO-REPLY, ERROR,
 WHO-HAS, IS-AT, SOLICIT-ROUTER, ADVERTISE-ROUTER.  Sequence numbers count from the first of their side.  A frame from
 the guest has the numbers that are due, unless the step has others.  In an expectation a value may be a range, LOW..HIGH
-with either left out.  Names of values are in frames.py.
+with either left out.
+
+Values of a step to send (all are optional):
+
+    seq= ack=          relative to the first number of their side;  urg=: the urgent pointer
+    data=FROM:TO       bytes of the guest's stream, whose byte 0 has sequence number 1;  len=: of a datagram or echo
+    win=               the field, as it stands in the header
+    shrinks=1          the right edge of the guest's window moves left to where this segment says
+    probe=1            one number before the one that is due;  beyond=1: one byte that the window does not permit
+    counts=1           what this odd segment takes of the sequence numbers counts as sent
+    mss= wscale= sackok=1 ts=VALUE:ECHO sack=FROM:TO fastopen=HEX options=HEX    of TCP
+    doff= udplen= iplen=                a length field that is not true
+    bad=ip or bad=transport             a checksum that is wrong;  checksum=0: none
+    ttl= tos= id= df=1 ipoptions=HEX    of IP;  header=hop, destination, routing: of IPv6;  protocol=: another one
+    fragments=0:1480,1480:2000          parts of the packet's payload, sent in this order;  more=1: the last lies
+    cut= pad=                           bytes taken off and added at the end of the frame
+    sport= dport= to=closed             ports that are not the script's;  to=gateway, nobody, ADDRESS: another address
+    target= source=none hops= to=unicast hwlen= plen= hwtype= ptype=
+                                        of WHO-HAS and its like; target is server, gateway, guest or nobody
+    code= mtu= quote=                   of ERROR: port, host, too-big, time;  about=sent or received (what it quotes)
+    seq= id= code=                      of ECHO
+    times=                              the same frame so many times
+
+Values of a frame that a step can ask for:
+
+    seq ack len win mss wscale sackok ts sack urg     of TCP;  `ack=same` is what was acknowledged last
+    ttl tos df fragments                              of IP: the last is in how many it came
+    code mtu quotes                                   of ERROR: code is as above, or prohibited, net, protocol,
+                                                      reassembly, parameter; quotes: how many bytes it quotes
+    target from mac dst solicited lifetime            of WHO-HAS and its like; mac and dst are those of Ethernet
+    id seq                                            of ECHO-REPLY
+    content=SIDE:LENGTH                               the payload is the beginning of what that side sends
+    within=LOW..HIGH                                  so many seconds after the last frame that was expected; HIGH is
+                                                      at least 1, or left out: less would be a bound of the machine
+    count=LOW..HIGH in=SECONDS                        so many such frames in that time
+    most= least=                                      bounds of the length of segments of `data` (the last may be less)
+
+A value that the frame does not have is `none`.
 """
 
 from __future__ import annotations
@@ -51,8 +88,94 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parent / "scripts"
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 OTHER_KINDS = {
-    "UDP", "ECHO", "ECHO-REPLY", "ERROR", "WHO-HAS", "IS-AT", "SOLICIT-ROUTER", "ADVERTISE-ROUTER", "RAW",
+    "UDP", "ECHO", "ECHO-REPLY", "ERROR", "WHO-HAS", "IS-AT", "SOLICIT-ROUTER", "ADVERTISE-ROUTER",
 }  # fmt: skip
+SENT = set(
+    [
+        "seq",
+        "ack",
+        "urg",
+        "data",
+        "len",
+        "win",
+        "shrinks",
+        "probe",
+        "beyond",
+        "counts",
+        "mss",
+        "wscale",
+        "sackok",
+        "ts",
+        "sack",
+        "fastopen",
+        "options",
+        "doff",
+        "udplen",
+        "iplen",
+        "bad",
+        "checksum",
+        "ttl",
+        "tos",
+        "id",
+        "df",
+        "ipoptions",
+        "header",
+        "protocol",
+        "fragments",
+        "more",
+        "cut",
+        "pad",
+        "sport",
+        "dport",
+        "to",
+        "target",
+        "source",
+        "hops",
+        "hwlen",
+        "plen",
+        "hwtype",
+        "ptype",
+        "code",
+        "mtu",
+        "quote",
+        "about",
+        "times",
+    ]
+)
+EXPECTED = set(
+    [
+        "seq",
+        "ack",
+        "len",
+        "win",
+        "mss",
+        "wscale",
+        "sackok",
+        "ts",
+        "sack",
+        "urg",
+        "ttl",
+        "tos",
+        "df",
+        "fragments",
+        "code",
+        "mtu",
+        "quotes",
+        "target",
+        "from",
+        "mac",
+        "dst",
+        "solicited",
+        "lifetime",
+        "id",
+        "content",
+        "within",
+        "count",
+        "in",
+        "most",
+        "least",
+    ]
+)
 HEAD = {"source", "pysplice", "only", "isn", "takes", "from"}
 STACKS = ("linux", "pysplice")
 SERVER = {
@@ -64,6 +187,7 @@ GUEST = {"mac", "fill"}
 _STEP = re.compile(
     r"(?:(?P<stack>\w+)\|\s*)?(?:(?P<delay>\d+(?:\.\d+)?)\s+)?(?P<actor>[<>]|server|guest|wait)\s*(?P<rest>.*)"
 )
+_WITHIN = re.compile(r"(\d+(\.\d+)?)?\.\.([1-9]\d*(\.\d+)?)?")
 
 
 class Mistake(ValueError):
@@ -137,6 +261,13 @@ def parse_step(text: str, line: int, where: str) -> Step:
     }
     if not known[step.actor] or (step.stack and step.stack not in STACKS):
         raise Mistake(f"{where}:{line}: no step: {text}")
+    odd = fields.keys() - {">": SENT, "<": EXPECTED}.get(step.actor, set())
+    if odd:
+        raise Mistake(f"{where}:{line}: no value of such a step: {min(odd)}")
+    if step.actor in "<>" and len(words) > {"nothing": 1, "data": 2}.get(verb, 0):
+        raise Mistake(f"{where}:{line}: not understood: {words[-1]}")
+    if "within" in fields and not _WITHIN.fullmatch(fields["within"]):
+        raise Mistake(f"{where}:{line}: within=LOW..HIGH, with a HIGH of at least 1 or none")
     return step
 
 
@@ -146,6 +277,8 @@ def parse(path: Path) -> Iterator[Script]:
     in_head = False
     for line, raw in enumerate(path.read_text().splitlines(), 1):
         text = raw.split("#", 1)[0].strip()
+        if not text and raw.strip():
+            continue  # a comment
         if text.startswith("== "):
             if script:
                 yield _checked(script)
@@ -159,7 +292,7 @@ def parse(path: Path) -> Iterator[Script]:
                 raise Mistake(f"{path.name}:{line}: no field of a head: {name}")
             script.head[name] = value.strip()
         elif not text:
-            in_head = in_head and not raw.startswith("#") and raw.strip() != ""
+            in_head = False
         else:
             script.steps.append(parse_step(text, line, path.name))
     if script:

@@ -235,6 +235,8 @@ class Player:
                     self.act(step)
                 except Failure as e:
                     raise Failure(f"line {step.line}: {step.text}: {e}") from None
+                except (ValueError, KeyError, IndexError, TypeError) as e:
+                    raise Failure(f"line {step.line}: {step.text}: cannot be played: {e}") from None
                 except OSError as e:
                     name = "nothing comes" if isinstance(e, TimeoutError) else type(e).__name__
                     raise Failure(f"line {step.line}: {step.text}: {name}") from None
@@ -419,18 +421,16 @@ class Player:
             self.expect_count(step)
             return
         low, high = span_of(step.fields.get("within", ".."))
-        since = self.matched_at if "within" in step.fields else self.mark
-        until, passed = (
-            time.monotonic() + max(low, 0) * 4 + (4 * PATIENCE if "within" in step.fields else PATIENCE),
-            [],
-        )
+        low = max(low, 0.0)
+        until = time.monotonic() + 4 * low + (4 * PATIENCE if "within" in step.fields else PATIENCE)
+        passed: list[Frame] = []
         while True:
             frame = self.next(until)
             if frame is None:
                 raise Failure("nothing comes" if not passed else f"got {'; '.join(map(str, passed[-2:]))}")
             if self.matches(step, frame):
-                if not low <= frame.time - since <= max(high, PATIENCE):
-                    raise Failure(f"after {frame.time - since:.2f} s")
+                if not low <= frame.time - self.matched_at <= high:
+                    raise Failure(f"after {frame.time - self.matched_at:.2f} s")
                 self.mark = self.matched_at = frame.time
                 return
             passed.append(frame)

@@ -17,7 +17,7 @@ CASES = [(title, version) for title, script in SCRIPTS.items() for version in sc
 @pytest.fixture(scope="module", params=campaign.OURS)
 def results(isolated, request):
     """What each script gives on one stack."""
-    return request.param, campaign.run([request.param], [], with_long=False)
+    return request.param, campaign.run([request.param], campaign.choose([], with_long=False))
 
 
 @pytest.mark.parametrize(("title", "version"), CASES)
@@ -43,7 +43,8 @@ def test_there_are_enough_scripts_and_no_two_with_one_title():
 
 def test_a_script_is_read(tmp_path):
     (script,) = script_of(
-        tmp_path, "== A title\nsource: RFC 1\nonly: 6\n\n> SYN mss=1460  # why\n0.5 < SYN,ACK seq=0..1\n"
+        tmp_path,
+        "== A title\n# why\nsource: RFC 1\nonly: 6\n\n> SYN mss=1460  # why\n0.5 < SYN,ACK seq=0..1\n",
     )
     assert (script.title, script.versions, len(script.steps)) == ("A title", (6,), 2)
     step = script.steps[1]
@@ -62,6 +63,12 @@ def test_a_script_is_read(tmp_path):
         "== T\nsource: x\n\nlinux| > SYN\n",
         "== T\nsource: x\npysplice: why\n\n> SYN\n",
         "== T\nsource: x\npysplice: why\n\nbsd| > SYN\n",
+        "== T\nsource: x\n\n> SYN ms=9\n",
+        "== T\nsource: x\n\n> SYN times=2 within=1..\n",
+        "== T\nsource: x\n\n< SYN within=0..0.5\n",
+        "== T\nsource: x\n\n< SYN within=3\n",
+        "== T\nsource: x\n\n< SYN acknowledged\n",
+        "== T\nsource: x\n\nserver read upto=9\n",
     ),
 )
 def test_a_mistake_is_named(tmp_path, text):
@@ -111,6 +118,9 @@ _numbers = itertools.count(600)
         ("> SYN\n< SYN,ACK\n> ACK\nserver accept\n> FIN,ACK\nserver waits", "something to read"),
         ("> UDP len=10\nserver receive 11", "another datagram"),
         ("> UDP len=10 to=closed\n< ERROR code=host", "got ERROR"),
+        ("> SYN\n< SYN,ACK within=3..", "after 0."),
+        ("> SYN seq=abc", "cannot be played"),
+        ("server read", "cannot be played"),
     ),
 )
 def test_a_script_can_fail(tmp_path, linux, monkeypatch, lines, why):
@@ -151,3 +161,49 @@ def test_a_segment_parsed_by_hand_is_that_of_scapy(version, monkeypatch):
     )
     for name in ("seq", "ack", "win", "urg", "len", "mss", "mac", "dst", "ttl", "version"):
         assert ours.values[name] == scapys.values[name], name
+
+
+# A stack that is a program may end
+
+
+class Mortal:
+    """A stack whose process ends in the middle of one script."""
+
+    starts = 0
+    deadly = "B"
+
+    def __init__(self):
+        type(self).starts += 1
+        self.has_ended = False
+
+    def close(self):
+        pass
+
+
+def test_a_stack_that_ends_is_started_again_and_the_script_is_named(tmp_path, monkeypatch):
+    titles = "ABCDEFGH"
+    scripts = script_of(tmp_path, "".join(f"== {t}\nsource: x\nonly: 4\n\n> SYN\n" for t in titles))
+    played: dict[str, int] = {}
+
+    def play(script, stack, version, number):
+        played[script.title] = played.get(script.title, 0) + 1
+        if script.title == Mortal.deadly:
+            stack.has_ended = True
+        return "nothing comes" if stack.has_ended else ""
+
+    monkeypatch.setattr(Mortal, "starts", 0)
+    monkeypatch.setitem(campaign.STACKS, "mortal", Mortal)
+    monkeypatch.setattr(campaign, "play", play)
+    results = campaign.run(["mortal"], scripts)
+    assert {t: results[t, 4, "mortal"] for t in titles} == {
+        t: "its process ends" if t == "B" else "" for t in titles
+    }
+    assert Mortal.starts <= 4 and sum(played.values()) <= len(titles) + campaign.AT_A_TIME
+
+
+def test_scripts_are_chosen_by_words_of_their_titles():
+    assert {s.title for s in campaign.choose(["challenge acks"], False)} == {
+        "Challenge ACKs are not given without limit"
+    }
+    assert campaign.choose(["no such title"], True) == []
+    assert len(campaign.choose([], True)) > len(campaign.choose([], False))
