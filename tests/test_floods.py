@@ -10,8 +10,8 @@ from pysplice import backlog
 from pysplice.datagram import plane as datagram_plane
 from pysplice.link import plane as link_plane
 
+from .support.house import GATEWAY, GUEST, House
 from .support.taps import GUEST_MAC, OUR_MAC
-from .test_proxy import GATEWAY, GUEST, House
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

@@ -1,98 +1,21 @@
-"""The proxy as a whole with a fake loop and a fake clock: no namespace, no tap of the kernel's, no waiting.
+"""The proxy as a whole with a fake loop and a fake clock: no namespace, no tap of the kernel's, no waiting."""
 
-The tap is one end of a socket pair; the servers are real sockets on the loopback interface, by the gateway's address.
-"""
-
-import io
-import ipaddress
 import os
 import socket
 from types import SimpleNamespace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP
 
-from pysplice.assemble import Found, assemble
-from pysplice.config import Config
 from pysplice.config.ports import HOST, Rule
 from pysplice.config.ports import TCP as TCP_RULE
 from pysplice.loop import NEVER
-from pysplice.observe.log import Log
-from pysplice.setup.join import Guest
-from pysplice.setup.names import Names
-from pysplice.setup.template import Family, Template
-from pysplice.setup.watch import NoWatch
-from pysplice.sockets.unix import NoFiles
 
-from .support.loops import FakeLoop
-from .support.taps import GUEST_MAC, OUR_MAC, tap_pair
+from .support.house import GATEWAY, GUEST, House
+from .support.taps import GUEST_MAC, OUR_MAC
 
 pytestmark = pytest.mark.usefixtures("isolated")
-
-GUEST, GATEWAY = "10.0.2.15", "10.0.2.2"
-NO_NAMES = Names((), (), {}, True)
-
-
-class Ended(NoWatch):
-    """A namespace whose end is reported by a descriptor."""
-
-    def __init__(self) -> None:
-        self.fd, self.end = os.pipe()
-
-    def gone(self) -> bool:
-        return True
-
-
-class House:
-    """A proxy, its loop, and the guest's end of the tap."""
-
-    def __init__(self, **options) -> None:
-        self.loop = FakeLoop()
-        ours, self.guest = tap_pair()
-        self.tap_fd = ours.detach()
-        address = ipaddress.ip_interface(f"{GUEST}/24")
-        family = Family("eth0", 1, (address,), ipaddress.ip_address(GATEWAY), (), None)
-        self.watch = Ended()
-        guest = Guest(
-            self.tap_fd, "tap0", False, False, 1000, bytes.fromhex(GUEST_MAC.replace(":", "")),
-            Template(family, None), None, self.watch, None,
-        )  # fmt: skip
-        self.said = io.StringIO()
-        config = Config(ipv6=False, **options)
-        log = Log(debug=True, stream=self.said)
-        self.proxy = assemble(config, Found(guest, NO_NAMES, NoFiles(), 1000), self.loop, log)
-
-    def serve(self, script, status: int = 0) -> int:
-        """Serve while the script runs; the exit status."""
-        self.loop.script = script
-        return self.proxy.serve(self.watch, lambda: status, lambda: None)
-
-    def send(self, packet) -> None:
-        """A frame from the guest."""
-        self.guest.send(bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / packet))
-        self.loop.settle()
-
-    def received(self) -> list:
-        """The frames that the guest has got."""
-        frames = []
-        while True:
-            try:
-                frames.append(Ether(self.guest.recv(70_000)))
-            except BlockingIOError:
-                return frames
-
-    def segment(self, port: int, payload: bytes = b"", **fields) -> list:
-        """A TCP segment from the guest, and the segments that it gets in return."""
-        self.send(IP(src=GUEST, dst=GATEWAY) / TCP(sport=40000, dport=port, **fields) / payload)
-        return [frame[TCP] for frame in self.received()]
-
-    def established(self, port: int) -> tuple[int, int]:
-        """Open a connection; the next sequence number of the guest, and the one that it acknowledges."""
-        (syn_ack,) = self.segment(port, flags="S", seq=1000, window=64240)
-        assert syn_ack.flags == "SA" and syn_ack.ack == 1001
-        assert self.segment(port, flags="A", seq=1001, ack=syn_ack.seq + 1, window=64240) == []
-        return 1001, syn_ack.seq + 1
 
 
 @pytest.fixture

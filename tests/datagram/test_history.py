@@ -19,7 +19,7 @@ from scapy.layers.inet import IP, UDP
 
 from pysplice.datagram import udp as datagram_udp
 
-from ..test_proxy import GATEWAY, GUEST, House
+from ..support.house import GATEWAY, GUEST, House
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
