@@ -299,7 +299,6 @@ def test_a_fin_and_the_edge(left, after):
 @pytest.mark.parametrize(
     ("room", "left", "worth"),
     (
-        (2920 + 500, 500, False),  # 2 segments of 1460, but the window was open: below two more
         (500 + 2 * 1460, 500, True),
         (500 + 2 * 1460 - 1, 500, True),  # it was closed for a whole segment, and is open now
         (1459, 0, False),
@@ -312,8 +311,6 @@ def test_a_fin_and_the_edge(left, after):
     ),
 )
 def test_which_windows_are_worth_a_segment(room, left, worth):
-    if (room, left) == (2920 + 500, 500):
-        worth = True  # as the next: two segments more
     assert receive_of().is_update(room, left) is worth
 
 
@@ -399,7 +396,7 @@ def test_the_account_of_windows():
     made = receive_of(trace=said.append, sndbuf=87040)
     (first,) = said
     assert first["by"] == "initial" and first["left"] == 0 and first["read"] == 1
-    assert first["window"] == made.room_left() == first["room"] or first["window"] == 65535
+    assert first["window"] == made.room_left()
     run = made._host.offer(FakeRun(made.seq_from_tap, payload=b"x" * 2000))
     made.take(run, 0)
     left = made.room_left()
@@ -532,7 +529,7 @@ def test_recovery_ends_with_what_was_sent_when_it_began():
     send = scene.connection.send
     for _ in range(3):
         again = scene.guest(window=20_000)
-    assert [len(segment.payload) for segment in again] == [5000] or again[0].seq == send.seq_ack_from_tap
+    assert again[0].seq == send.seq_ack_from_tap and again[0].payload.startswith(b"a")
     assert send.recover == send.seq_to_tap
     before = send.retransmissions
     scene.ack(1000, window=20_000)
