@@ -224,7 +224,7 @@ def _from_guest(
     config, log, translation = common.config, common.log, common.translation
     mtu = config.mtu or MTU_DEFAULT
     broadcasts = _broadcasts(common.found.guest.template)
-    rules = udp.Rules(mtu, config.udp_filter, broadcasts, udp.timeouts()[0], common.new_flows)
+    rules = udp.Rules(mtu, common.new_flows, config.udp_filter, broadcasts, udp.timeouts()[0])
     endpoints = Endpoints(epoll, common.host, flows, common.most.endpoints)
     hops = NextHops(common.host)
     guest_udp = udp.Udp(tap, translation, flows, packets, endpoints, rules, hops, log)

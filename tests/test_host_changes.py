@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pysplice import assemble
+from pysplice.budget import new_flows
 from pysplice.config import Config
 from pysplice.datagram.udp import Rules
 from pysplice.forward.policy import Policy
@@ -61,7 +62,7 @@ class Scene:
         self.translation = assemble.make_translation(config, first, known)
         self.responder = assemble.make_responder(config, first, known)
         self.policy = Policy(b"\xc0\0\2\5")
-        self.rules = Rules(1500)
+        self.rules = Rules(1500, new_flows(0))
         self.tap = SimpleNamespace(source4=b"", source6=b"")
         self.advertiser = Advertiser()
         made = Made(self.translation, self.policy, self.responder, self.rules, self.tap, self.advertiser)  # type: ignore[arg-type]

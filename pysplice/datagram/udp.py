@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import _cext, wire
 from ..budget import RateLimit
-from ..budget import new_flows as limit_of
 from ..link.tap import TapDevice
 from ..observe.log import Log
 from ..translate import Translation
@@ -68,20 +67,23 @@ class Kept(NamedTuple):
 
 
 class Rules:
-    """`mtu`: of the tap, bytes.  `filtering`: which hosts may answer, one of FILTERS.  `broadcasts`: the directed
-    broadcast addresses of the guest's networks, packed.  `timeout`: how long any host may answer a group, seconds.
-    `new_flows`: how many the guest may begin."""
+    """What holds for all of the guest's datagrams.
+
+    `mtu`: of the tap, bytes.  `new_flows`: how many the guest may begin.  `filtering`: which hosts may answer, one of
+    FILTERS.  `broadcasts`: the directed broadcast addresses of the guest's networks, packed.  `timeout`: how long any
+    host may answer a group, seconds.
+    """
 
     def __init__(
         self,
         mtu: int,
+        new_flows: RateLimit,
         filtering: str = "address",
         broadcasts: frozenset[bytes] = frozenset(),
         timeout: float = TIMEOUT,
-        new_flows: RateLimit | None = None,
     ) -> None:
         self.mtu = mtu
-        self.new_flows = new_flows or limit_of(0)
+        self.new_flows = new_flows
         self.filtering = filtering
         self.broadcasts = broadcasts  # host_changes.py changes it
         self.timeout = timeout

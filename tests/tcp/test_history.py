@@ -1,4 +1,4 @@
-"""Random histories of one connection; `tests/tcp/histories COUNT` plays as many as wanted."""
+"""Random histories of one connection; `tests/histories tcp COUNT` plays as many as wanted."""
 
 from pathlib import Path
 

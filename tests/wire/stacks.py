@@ -34,6 +34,20 @@ GSO_TCP = (1, 4)  # VIRTIO_NET_HDR_GSO_TCPV4, _TCPV6
 PUBLISHED = range(21000, 21800)
 Listener = Callable[[Frame], None]
 
+# The kernel's usual settings, whatever this machine has, and no limit of errors that scripts would share
+SETTINGS = (
+    ("net.ipv4.icmp_ratelimit", "0"),
+    ("net.ipv6.icmp.ratelimit", "0"),
+    ("net.ipv4.tcp_congestion_control", "cubic"),
+    ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
+)
+
+
+def settle(namespace: Namespace) -> None:
+    for name, value in SETTINGS:
+        with contextlib.suppress(OSError):
+            namespace.sysctl(name, value)
+
 
 class Stack:
     """One stack; `send` takes frames, and listeners get what it sends."""
@@ -203,15 +217,8 @@ class Linux(Stack):
 
         fd = namespace.call(open_tap)
         self.exit.callback(os.close, fd)
-        for name, value in (
-            ("net.ipv4.icmp_ratelimit", "0"),
-            ("net.ipv6.icmp.ratelimit", "0"),
-            ("net.ipv6.conf.tap0.accept_dad", "0"),
-            ("net.ipv4.tcp_congestion_control", "cubic"),
-            ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
-        ):
-            with contextlib.suppress(OSError):
-                namespace.sysctl(name, value)
+        namespace.sysctl("net.ipv6.conf.tap0.accept_dad", "0")
+        settle(namespace)
         namespace.run("ip", "link", "set", "tap0", "address", OUR_MAC, "up")
         for which in ("server", "gateway"):
             namespace.run("ip", "addr", "add", f"{self.address(which, 4)}/24", "dev", "tap0")
@@ -232,14 +239,7 @@ class Served(Stack):
         self.world = world
         for namespace in (world.host, world.remote):
             namespace.sysctl("net.ipv4.ping_group_range", "0 0")
-            for name, value in (
-                ("net.ipv4.icmp_ratelimit", "0"),
-                ("net.ipv6.icmp.ratelimit", "0"),
-                ("net.ipv4.tcp_congestion_control", "cubic"),
-                ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
-            ):
-                with contextlib.suppress(OSError):
-                    namespace.sysctl(name, value)
+            settle(namespace)
         self.serve(world)
         guest = world.guest
         until = time.monotonic() + 10
