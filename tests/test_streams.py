@@ -11,6 +11,7 @@ import subprocess
 import pytest
 from scapy.layers.inet import ICMP, TCP, IPerror, TCPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach
+from scapy.layers.l2 import Ether
 
 from pysplice.budget import HALF_OPEN_MAX
 from pysplice.config.ports import HOST, Rule
@@ -18,8 +19,10 @@ from pysplice.config.ports import TCP as TCP_RULE
 from pysplice.sockets.request import HostMaker
 from pysplice.stream import host as stream_host
 from pysplice.stream import linger
+from pysplice.stream.plane import NoStreams
 
 from .support.house import ADDRESSES, House, ip
+from .support.taps import GUEST_MAC, OUR_MAC
 
 pytestmark = pytest.mark.usefixtures("isolated")
 BOTH = pytest.mark.parametrize("version", (4, 6))
@@ -581,7 +584,7 @@ def test_a_large_answer_is_taken_as_the_guest_takes_it(servers):
     data = bytes(n * 7 % 251 for n in range(200_000))
 
     def script():
-        guest = Guest(house, port_of(server)).open(options=[("MSS", 1460), ("WScale", 0)])
+        guest = Guest(house, port_of(server)).open(options=[("MSS", 1460)])
         peer, _ = server.accept()
         peer.sendall(data)
         got = bytearray()
@@ -663,3 +666,163 @@ def test_a_trace_of_flows_names_their_end(servers):
     inside(house, script)
     said = house.said.getvalue()
     assert re.search(r"10\.0\.2\.15:40000 -> 10\.0\.2\.2:\d+: connecting to 127\.0\.0\.1", said)
+
+
+# What waits
+
+
+def test_a_connection_that_the_small_queue_has_held_back_is_resumed(servers):
+    house, server = House(limit_output=2000), servers()
+
+    def script():
+        guest = Guest(house, port_of(server)).open(options=[("MSS", 1460)])
+        peer, _ = server.accept()
+        queue = house.proxy._planes.streams._queue
+        for _ in range(5):
+            (acked, *_) = guest.send("PA", b"x" * 1000)
+        assert acked.ack == guest.nxt and acked.window < 2 * 1460
+        assert len(queue.throttled) == 1
+        house.loop.advance(0.05)
+        assert not queue.throttled
+        (update,) = guest.got()
+        assert update.window >= 1460 and update.ack == guest.nxt
+        peer.close()
+
+    inside(house, script)
+
+
+def test_a_defect_while_connections_are_resumed_harms_no_other(servers):
+    house, server = House(limit_output=2000), servers()
+
+    def script():
+        guests = [
+            Guest(house, port_of(server), sport=1001 + n).open(options=[("MSS", 1460)])
+            for n in range(2)
+        ]  # fmt: skip
+        peers = [server.accept()[0] for _ in range(2)]
+        for guest in guests:
+            for _ in range(5):
+                guest.send("PA", b"x" * 1000)
+        queue = house.proxy._planes.streams._queue
+        (broken, at), sound = next(iter(queue.throttled.items())), list(queue.throttled)[1]
+
+        class Broken:
+            receive = broken.receive
+
+            def resume(self):
+                raise RuntimeError("planted")
+
+        queue.throttled = {Broken(): at, sound: queue.throttled[sound]}
+        house.loop.advance(0.05)
+        assert any(segment.window >= 1460 for segment in guests[1].got())
+        for peer in peers:
+            peer.close()
+
+    inside(house, script)
+    assert "no flow: RuntimeError: planted" in house.said.getvalue()
+
+
+def test_a_defect_of_a_syn_that_has_waited_harms_no_other(servers, monkeypatch):
+    house, server = House(), servers()
+
+    def script():
+        plane = house.proxy._planes.streams
+        real = plane._open.from_tap
+
+        def from_tap(run, headers, now):
+            if run.key[-4:-2] == (1010).to_bytes(2, "big"):
+                raise RuntimeError("planted")
+            return real(run, headers, now)
+
+        plane._open.from_tap = from_tap
+        for sport in range(1000, 1020):
+            frame = ip() / TCP(sport=sport, dport=port_of(server), flags="S", seq=1, window=WINDOW)
+            house.guest.send(bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / frame))
+        for _ in range(100):
+            house.loop.turn(0.01)
+        assert house.figures()["connections"]["opened"] == 19
+
+    inside(house, script)
+    assert "no flow: RuntimeError: planted" in house.said.getvalue()
+
+
+def test_a_syn_that_waits_for_a_flow_that_is_there_by_then_opens_no_second(servers):
+    house, server = House(), servers()
+
+    def script():
+        guest = Guest(house, port_of(server)).open()
+        plane = house.proxy._planes.streams
+        (flow,) = plane.flows.all()
+
+        class Run:
+            key = flow.key
+
+        plane._begin((Run(), b""), house.loop.now())
+        assert plane.flows.all() == [flow] and guest.got() == []
+
+    inside(house, script)
+
+
+# Without a tap
+
+
+def test_without_a_tap_there_are_no_streams_but_spliced_ones():
+    none = NoStreams()
+    assert none.fileno() == -1 and len(none) == 0 and list(none.names()) == []
+    assert (
+        none.bytes_moved() == (0, 0) and none.undelivered() == [] and (none.opened, none.refused) == (0, 0)
+    )
+    none.on_ready(0.0)
+    none.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        client.settimeout(5)
+        accepted, _ = listener.accept()
+        none.accepted(accepted, b"", 80, b"", 1, 0.0)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        client.close()
+
+
+# A socket that lingers, and readiness of descriptors
+
+
+def hosts_of(house):
+    return house.proxy._planes.streams.hosts
+
+
+def test_errors_of_a_host_socket_are_negative_numbers(servers):
+    house, server = House(), servers()
+
+    def script():
+        Guest(house, port_of(server)).open()
+        (flow,) = house.proxy._planes.streams.flows.all()
+        door = flow.connection.host
+        assert door.error() == 0 and door.flush() == 0
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        peer.close()
+        assert door.shutdown() == -errno.ENOTCONN
+        assert door.receive(10) == -errno.ECONNRESET or door.error() == errno.ECONNRESET
+        door._sock.close()
+        assert door.error() == errno.EBADF and door.shutdown() == -errno.EBADF
+
+    house.serve(script)
+
+
+def test_streams_are_lent_and_given_back():
+    house = House()
+    hosts = hosts_of(house)
+    sizes = [hosts.share()]
+    held = []
+    for _ in range(40):
+        size = hosts.share()
+        held.append((hosts.borrow(size), size))
+        sizes.append(size)
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] and hosts._lent == 40
+    for stream, size in held:
+        hosts.give_back(stream, size)
+    assert hosts._lent == 0 and hosts.share() == sizes[0]
+    again = hosts.borrow(sizes[0])
+    assert any(again is stream for stream, _ in held), "an unused one is taken again"
+    house.serve(lambda: None)
