@@ -1,4 +1,4 @@
-"""The datagram plane at its edges: errors from the kernel as they lie in memory, clients that are spliced, exact cuts."""
+"""The datagram plane at its edges: errors as the kernel gives them, clients that are spliced, exact cuts."""
 
 import contextlib
 import errno
@@ -312,7 +312,7 @@ def test_a_client_is_known_by_the_address_that_it_has_called(desk):
         sock.sendto(b"a", (address, desk.port))
         desk.clients.on_ready(desk.listener, False, False, 7.0)
         assert len(desk.way.asked) == count
-    flows = [flow for flow in desk.clients._by_call[desk.listener.sock].values()]
+    flows = list(desk.clients._by_call[desk.listener.sock].values())
     assert len(flows) == 2
     address = flows[1].address
     assert desk.clients.flow_of(flows[0].port, address) is flows[1]
