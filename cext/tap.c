@@ -26,7 +26,7 @@
 
 #define MEMORY_BYTES (FIRST_FRAME + BATCH_BYTES + VNET_HDR_LEN + FRAME_MAX)
 
-#define JOINED_MAX 128                  /* UDP_MAX_SEGMENTS of <linux/udp.h> */
+#define JOINED_MAX 128u                 /* UDP_MAX_SEGMENTS of <linux/udp.h> */
 
 /* Of frames that Python gets as they are: each costs the interpreter some time */
 #define OTHER_BYTES ((size_t)1 << 18)
@@ -274,11 +274,12 @@ static PyObject *tap_payloads(PyObject *obj, PyObject *arg)
 	for (int i = run ? run->head : -1; list && i >= 0;
 	     i = self->frames[i].next) {
 		const struct frame *frame = &self->frames[i];
-		uint32_t unit = frame->gso_size, at = 0;
+		uint32_t unit = frame->gso_size ? frame->gso_size : frame->len;
+		uint32_t at = 0;
 
-		/* No kernel joins more */
-		if (!unit || frame->len / unit >= JOINED_MAX)
-			unit = frame->len;
+		/* No kernel joins more, and send() refuses them */
+		if (frame->len > JOINED_MAX * unit)
+			continue;
 
 		do {
 			uint32_t len = frame->len - at;

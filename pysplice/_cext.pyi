@@ -103,7 +103,10 @@ class Tap:
         """A run's first frame, whole; raises ValueError for an old handle."""
 
     def payloads(self, handle: int, /) -> list[bytes]:
-        """The payloads of a run, a datagram each; raises ValueError for an old handle."""
+        """The payloads of a run, a datagram each; raises ValueError for an old handle.
+
+        Frames that say they hold more than 128 datagrams are left out.
+        """
 
     def capture(self, fd: int, /) -> None:
         """Write a pcap record for each frame to `fd` from now on; a negative one ends that."""

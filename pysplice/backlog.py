@@ -1,10 +1,11 @@
-"""What waits for its turn: the first packets of flows, and frames that cost as much.
+"""What waits for its turn: the first packets of flows, and packets that cost as much.
 
 Owns nothing.  Imports `loop`.
 
 To open a flow takes as long as to pass on a hundred segments.  If a batch from the tap opened all the flows that it
 asks for, a flood of SYNs would hold every other connection up.  So a batch begins a few, and the others wait here in
-their order, a few for each turn of the loop.  What finds no room is lost, as in any full queue on the way.
+their order; each turn of the loop has a millisecond for them.  What finds no room is lost, as in any full queue on the
+way; there is room for more than any program asks for at once.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,26 +15,25 @@ from .loop import Loop
 
 Item = TypeVar("Item")
 
-FLOWS_PER_TURN: Final = 4
-FLOWS_MAX: Final = 256  # that wait
+AT_ONCE: Final = 4  # in a batch
+TURN_SECONDS: Final = 0.001
+TURN_MAX: Final = 64  # items
+FLOWS_MAX: Final = 4096  # that wait
 
 
 class Backlog(Generic[Item]):
-    """A queue of at most `most` items; `serve(item, now)` is called for `per_turn` of them in each turn of the loop.
+    """A queue of at most `most` items; `serve(item, now)` is called for some of them in each turn of the loop.
 
-    Once more than a quarter of the room is taken, that is a flood, and one is served in a turn.  Times are those of
+    Once three quarters of the room are taken, that is a flood, and one is served in a turn.  Times are those of
     Loop.now().  All that a batch brings has the same time.
     """
 
-    def __init__(
-        self, loop: Loop, serve: Callable[[Item, float], object], per_turn: int, most: int
-    ) -> None:
+    def __init__(self, loop: Loop, serve: Callable[[Item, float], object], most: int = FLOWS_MAX) -> None:
         self._loop = loop
         self._serve = serve
-        self._per_turn = per_turn
         self._most = most
         self._items: dict[Hashable, Item] = {}
-        self._timer = loop.timer(self._turn)
+        self._timer = loop.timer(self.turn)
         self._at = -1.0
         self._left = 0  # may be served at once in this batch
 
@@ -45,7 +45,7 @@ class Backlog(Generic[Item]):
         if self._items:
             return False
         if now != self._at:
-            self._at, self._left = now, self._per_turn
+            self._at, self._left = now, AT_ONCE
         if not self._left:
             return False
         self._left -= 1
@@ -69,16 +69,21 @@ class Backlog(Generic[Item]):
         self._items[key] = item
         return True
 
-    def remove(self, key: Hashable) -> None:
-        """Forget an item, if there is one with this key."""
-        self._items.pop(key, None)
+    def pop(self, key: Hashable) -> Item | None:
+        """The item with this key, which waits no longer; None if there is none."""
+        return self._items.pop(key, None)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Serve some of what waits."""
         now = self._loop.now()
+        until = now + TURN_SECONDS
         try:
-            flood = len(self._items) > self._most // 4
-            for _ in range(1 if flood else min(self._per_turn, len(self._items))):
+            for _ in range(1 if 4 * len(self._items) > 3 * self._most else TURN_MAX):
+                if not self._items:
+                    break
                 self._serve_first(now)
+                if self._loop.now() >= until:
+                    break
         finally:
             if self._items:
                 self._timer.by(now)

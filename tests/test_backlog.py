@@ -2,19 +2,25 @@
 
 import pytest
 
-from pysplice.backlog import Backlog
+from pysplice.backlog import AT_ONCE, TURN_MAX, TURN_SECONDS, Backlog
 
 from .support.loops import FakeLoop
 
 
-def queue(per_turn: int = 2, most: int = 8) -> tuple[Backlog, FakeLoop, list]:
+def queue(most: int = 8, takes: float = 0.0) -> tuple[Backlog, FakeLoop, list]:
+    """A backlog whose items take so many seconds to serve."""
     loop, served = FakeLoop(1.0), []
-    return Backlog(loop, lambda item, now: served.append((item, now)), per_turn, most), loop, served
+
+    def serve(item, now):
+        served.append((item, now))
+        loop.time += takes
+
+    return Backlog(loop, serve, most), loop, served
 
 
 def test_a_batch_begins_its_share_at_once():
     backlog, _, _ = queue()
-    assert [backlog.passes(1.0) for _ in range(3)] == [True, True, False]
+    assert [backlog.passes(1.0) for _ in range(AT_ONCE + 1)] == [True] * AT_ONCE + [False]
     assert backlog.passes(1.1), "the next batch has a share of its own"
 
 
@@ -27,28 +33,40 @@ def test_nothing_overtakes_what_waits():
     assert backlog.passes(6.0)
 
 
-def test_a_turn_serves_a_few_in_their_order():
-    backlog, loop, served = queue(per_turn=2, most=40)
-    for n in range(5):
+def test_a_turn_is_as_long_as_it_may_be():
+    backlog, loop, served = queue(most=40, takes=TURN_SECONDS / 2.5)
+    for n in range(7):
         assert backlog.put(n, n)
+    counts = []
+    for _ in range(4):
+        loop.turn()
+        counts.append(len(served))
+    assert counts == [3, 6, 7, 7]
+    assert [item for item, _ in served] == list(range(7)), "in their order"
+    assert served[0][1] == served[2][1] < served[3][1], "a turn has one time"
+
+
+def test_a_turn_serves_so_many_at_most_and_one_at_least():
+    backlog, loop, served = queue(most=1000)
+    for n in range(TURN_MAX + 1):
+        backlog.put(n, n)
     loop.turn()
-    assert [item for item, _ in served] == [0, 1]
+    assert len(served) == TURN_MAX
+    backlog, loop, served = queue(takes=1.0)
+    backlog.put(1, "slow")
     loop.turn()
-    assert [item for item, _ in served] == [0, 1, 2, 3]
-    loop.turn()
-    loop.turn()
-    assert [item for item, _ in served] == [0, 1, 2, 3, 4]
+    assert len(served) == 1
 
 
 def test_in_a_flood_a_turn_serves_one():
-    backlog, loop, served = queue(per_turn=2, most=8)
-    for n in range(4):
+    backlog, loop, served = queue(most=8)
+    for n in range(8):
         backlog.put(n, n)
     counts = []
     for _ in range(4):
         loop.turn()
         counts.append(len(served))
-    assert counts == [1, 2, 4, 4], "until a quarter of the room is taken, and no more"
+    assert counts == [1, 2, 8, 8], "until three quarters of the room are taken, and no more"
 
 
 def test_what_finds_no_room_is_lost():
@@ -67,11 +85,10 @@ def test_a_repetition_takes_the_place_of_the_first():
     assert [item for item, _ in served] == ["again", "two"]
 
 
-def test_an_item_can_be_forgotten():
+def test_an_item_can_be_taken_back():
     backlog, loop, served = queue()
     backlog.put(1, "one")
-    backlog.remove(1)
-    backlog.remove(2)
+    assert backlog.pop(1) == "one" and backlog.pop(2) is None
     loop.turn()
     assert not served and not len(backlog)
 
@@ -84,7 +101,7 @@ def test_an_item_that_raises_holds_no_other_up():
             raise RuntimeError
         served.append(item)
 
-    backlog = Backlog(loop, serve, 2, 100)
+    backlog = Backlog(loop, serve, 100)
     for item in ("bad", "good"):
         backlog.put(item, item)
     with pytest.raises(RuntimeError):
@@ -94,9 +111,9 @@ def test_an_item_that_raises_holds_no_other_up():
 
 
 def test_nothing_is_served_twice():
-    """A timer of an empty queue does nothing, and one that is put while another is served waits."""
+    """A timer of an empty queue does nothing, and none is set then."""
     backlog, loop, served = queue()
     backlog.put(1, "one")
     backlog.finish()
     loop.turn()
-    assert served == [("one", 1.0)]
+    assert served == [("one", 1.0)] and loop.timers.next() == float("inf")

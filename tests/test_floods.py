@@ -1,12 +1,16 @@
 """A guest that asks for more than there is time for: who else is served, what waits, and what is lost."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
 
 from pysplice import backlog
+from pysplice.config.ports import HOST, Rule
+from pysplice.config.ports import UDP as UDP_RULE
 from pysplice.datagram import plane as datagram_plane
 from pysplice.link import plane as link_plane
 
@@ -14,6 +18,7 @@ from .support.house import GATEWAY, GUEST, House
 from .support.taps import GUEST_MAC, OUR_MAC
 
 pytestmark = pytest.mark.usefixtures("isolated")
+IP_RECVTTL = 12
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_a_connection_does_not_wait_for_syns(server):
         peer.setblocking(False)
         assert peer.recv(10) == b"now"
         opened = flows(house)["connections"]["opened"]
-        assert opened <= 1 + 2 * backlog.FLOWS_PER_TURN
+        assert opened <= 1 + backlog.AT_ONCE + backlog.TURN_MAX
         until_idle(house)
         assert flows(house)["connections"]["opened"] == 51
         peer.close()
@@ -81,21 +86,41 @@ def test_a_connection_does_not_wait_for_syns(server):
     house.serve(script)
 
 
-def test_syns_beyond_the_room_are_lost(server):
+def test_syns_beyond_the_room_are_lost(server, monkeypatch):
     house = House()
     port = server.getsockname()[1]
+    room = 100
+    house.proxy._planes.streams._backlog._most = room
 
     def script():
-        for first in (1000, 1100, 1200, 1300):
+        for first in (1000, 1100):
             batch(house, *(syn(port, sport) for sport in range(first, first + 100)))
             house.loop.watched[house.tap_fd]()
         until_idle(house)
         connections = flows(house)["connections"]
-        assert connections["opened"] == backlog.FLOWS_PER_TURN + backlog.FLOWS_MAX
-        assert connections["refused"] == 400 - connections["opened"]
+        assert connections["opened"] == backlog.AT_ONCE + room
+        assert connections["refused"] == 200 - connections["opened"]
 
     house.serve(script)
     assert "too many connections are opened at once, a SYN was dropped" in house.said.getvalue()
+
+
+def test_a_burst_is_no_flood(server, peer):
+    """So many connections and so many queries at once, as a program may begin: none is lost."""
+    house, count = House(descriptors=9000), 900
+    port = server.getsockname()[1]
+
+    def script():
+        for first in range(10_000, 10_000 + count, 50):
+            batch(house, *(syn(port, sport) for sport in range(first, first + 50)))
+            batch(house, *(datagram(peer.getsockname()[1], sport) for sport in range(first, first + 50)))
+            house.loop.watched[house.tap_fd]()
+        until_idle(house)
+        found = flows(house)
+        assert found["connections"] == {"opened": count, "open": count, "refused": 0}
+        assert found["udp_flows"]["opened"] == count and found["datagrams"]["not_passed_on"] == 0
+
+    house.serve(script)
 
 
 def test_a_syn_that_waits_can_be_replaced_and_taken_back(server):
@@ -136,23 +161,81 @@ def test_first_datagrams_wait_in_their_order(peer):
     house.serve(script)
 
 
-def test_datagrams_beyond_the_room_are_lost_and_counted(peer, monkeypatch):
+@pytest.mark.parametrize("bound", ("KEPT_BYTES", "KEPT_BYTES_FLOW"))
+def test_datagrams_beyond_the_room_are_lost_and_counted(peer, monkeypatch, bound):
+    """All that wait have a room in common, and each flow has a part of it."""
     house = House()
     port = peer.getsockname()[1]
-    monkeypatch.setattr(datagram_plane, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(datagram_plane, bound, 10_000)
+    room = 10_000 // (1000 + datagram_plane.KEPT_EACH)
 
     def script():
-        batch(house, *(datagram(port, sport, bytes(1000)) for sport in range(2000, 2040)))
+        first = [datagram(port, sport) for sport in range(2000, 2000 + backlog.AT_ONCE)]
+        many = [
+            datagram(port, 3000 if bound == "KEPT_BYTES_FLOW" else 3000 + n, bytes(1000)) for n in range(20)
+        ]
+        batch(house, *first)
+        for packet in many:
+            batch(house, packet)
+        house.loop.watched[house.tap_fd]()
         until_idle(house)
-        found = flows(house)
-        opened = found["udp_flows"]["opened"]
-        assert opened == backlog.FLOWS_PER_TURN + 10_000 // (1000 + datagram_plane.KEPT_EACH)
-        assert found["datagrams"]["not_passed_on"] == 40 - opened
+        lost = (
+            20 if bound == "KEPT_BYTES_FLOW" else 20 - room
+        )  # a run of one flow waits whole or not at all
+        assert flows(house)["datagrams"]["not_passed_on"] == lost
         # The room is there again
         house.loop.advance(0.01)
-        batch(house, *(datagram(port, sport, bytes(1000)) for sport in range(3000, 3008)))
+        before = flows(house)["udp_flows"]["opened"]
+        batch(house, *(datagram(port, sport, bytes(1000)) for sport in range(4000, 4008)))
         until_idle(house)
-        assert flows(house)["udp_flows"]["opened"] == opened + 8
+        assert flows(house)["udp_flows"]["opened"] == before + 8
+
+    house.serve(script)
+    assert "too many new UDP flows at once, datagrams were dropped" in house.said.getvalue()
+
+
+def test_datagrams_that_wait_keep_their_hop_limits(peer):
+    """traceroute(8) asks from one port with a limit that grows."""
+    house = House()
+    peer.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+    port = peer.getsockname()[1]
+
+    def script():
+        ask = [
+            IP(src=GUEST, dst=GATEWAY, ttl=ttl) / UDP(sport=3000, dport=port) / (b"%d" % ttl)
+            for ttl in (1, 2, 2, 64)
+        ]
+        batch(house, *(datagram(port, sport, b"") for sport in range(2000, 2000 + backlog.AT_ONCE)), *ask)
+        until_idle(house)
+        got = []
+        for _ in range(backlog.AT_ONCE + len(ask)):
+            data, ancillary, _, _ = peer.recvmsg(100, 100)
+            if data:
+                got.append((int(data), int.from_bytes(ancillary[0][2], "little")))
+        assert got == [(1, 1), (2, 2), (2, 2), (64, 64)]
+
+    house.serve(script)
+
+
+def test_what_waited_goes_before_what_came_later(peer):
+    """Also where a client has opened the flow in between."""
+    house = House(ipv6=True)
+    house.proxy.follow((Rule(HOST, UDP_RULE, 20_080, 20_080, 80),))
+    port = peer.getsockname()[1]
+
+    def script():
+        batch(house, *(datagram(port, sport) for sport in range(2000, 2000 + backlog.AT_ONCE)))
+        batch(house, datagram(port, 80, b"first"))
+        house.loop.watched[house.tap_fd]()
+        peer.sendto(b"hello", ("127.0.0.1", 20_080))
+        for fd, call in list(house.loop.watched.items()):
+            if fd != house.tap_fd and fd == house.proxy._planes.forward.fileno():
+                call()
+        batch(house, datagram(port, 80, b"second"))
+        house.loop.watched[house.tap_fd]()
+        until_idle(house)
+        got = [peer.recv(100) for _ in range(backlog.AT_ONCE + 2)]
+        assert [data for data in got if data != b"x"] == [b"first", b"second"]
 
     house.serve(script)
 
@@ -176,18 +259,30 @@ def test_a_datagram_in_fragments_does_not_overtake(peer):
 
 
 def test_what_waits_goes_out_at_the_end(peer):
-    house = House()
+    """Also more than a batch; and it is counted."""
+    house, count = House(descriptors=9000), 900
     port = peer.getsockname()[1]
+    got: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(TimeoutError):
+            while len(got) < count:
+                got.append(peer.recv(10))
 
     def script():
-        batch(house, *(datagram(port, sport) for sport in range(2000, 2050)))
+        batch(house, *(datagram(port, sport) for sport in range(2000, 2000 + count)))
         house.loop.on_signal()
 
+    reader = threading.Thread(target=read)
+    reader.start()
     house.serve(script)
-    assert [peer.recv(10) for _ in range(50)] == [b"x"] * 50
+    reader.join()
+    assert got == [b"x"] * count
+    assert f"{count} UDP flows" in house.said.getvalue()
 
 
-def test_a_flood_of_other_frames_holds_no_connection_up(server):
+def test_other_packets_hold_no_connection_up_and_none_is_lost(server):
+    """The link is answered at once, whatever waits to go beyond it."""
     house = House()
     port = server.getsockname()[1]
     echo = [IP(src=GUEST, dst=GATEWAY) / ICMP(id=n, seq=1) / b"ping" for n in range(100)]
@@ -197,17 +292,45 @@ def test_a_flood_of_other_frames_holds_no_connection_up(server):
         peer, _ = server.accept()
         data = TCP(sport=40000, dport=port, flags="PA", seq=seq, ack=ack, window=64240)
         batch(house, *echo, IP(src=GUEST, dst=GATEWAY) / data / b"now")
+        house.guest.send(
+            bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / ARP(hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY))
+        )
         served = []
-        plane = house.proxy._planes.reader._link
-        real = plane._on_frame
-        plane._on_frame = lambda frame, now: (served.append(frame), real(frame, now))
+        beyond = house.proxy._planes.datagrams
+        beyond.on_frame = lambda frame, now: served.append(frame)
         house.loop.watched[house.tap_fd]()
         peer.setblocking(False)
         assert peer.recv(10) == b"now"
-        assert len(served) == link_plane.FRAMES_PER_TURN
+        assert len(served) == backlog.AT_ONCE
+        assert [frame[ARP].op for frame in house.received() if ARP in frame] == [2]
         until_idle(house)
         assert len(served) == 100
         peer.close()
+
+    house.serve(script)
+
+
+@pytest.mark.parametrize("bound", ("PACKETS_WAITING", "BYTES_WAITING"))
+def test_while_too_many_packets_wait_nothing_is_read(monkeypatch, bound):
+    """The ring fills, and the guest's kernel has its senders wait: nothing is lost here."""
+    house = House()
+    monkeypatch.setattr(link_plane, bound, 10)
+    monkeypatch.setattr(backlog, "TURN_MAX", 5)
+    served = []
+
+    def script():
+        house.proxy._planes.datagrams.on_frame = lambda frame, now: served.append(frame)
+        link = house.proxy._planes.reader._link
+        for n in range(3):
+            batch(house, *(IP(src=GUEST, dst=GATEWAY) / ICMP(id=n, seq=m) / b"ping" for m in range(40)))
+        house.loop.watched[house.tap_fd]()
+        waiting = len(link._backlog)
+        assert link.is_behind and waiting == 120 - backlog.AT_ONCE
+        batch(house, IP(src=GUEST, dst=GATEWAY) / ICMP(id=9, seq=9) / b"ping")
+        house.loop.watched[house.tap_fd]()
+        assert len(link._backlog) == waiting - 5, "some were served, and none was read"
+        until_idle(house)
+        assert len(served) == 121 and not link.is_behind and link._bytes == 0
 
     house.serve(script)
 

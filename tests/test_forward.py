@@ -332,23 +332,43 @@ def test_ranges():
     assert list(ranges(bits(5, 9) | bits(11, 20))) == [(5, 9), (11, 20)]
 
 
-def test_a_flood_of_clients_leaves_time_for_others(on_host):
+def come(port: int, count: int) -> None:
+    """So many clients, who do not wait."""
+    for _ in range(count):
+        socket.create_connection(("127.18.4.9", port)).close()
+
+
+def test_a_flood_of_clients_leaves_time_for_others(on_host, monkeypatch):
     """A few turns in which more clients are there than are accepted, and fewer are accepted from then on."""
+    monkeypatch.setattr(module, "FLOOD_TURNS", 8)
     on_host.change([(True, at("9000"))])
     taken: list[int] = []
     on_host.takers.accepted = lambda listener, sock, address, now: (taken.append(1), sock.close())
     most, few, turns = module.ACCEPTS_PER_TURN, module.ACCEPTS_IN_FLOOD, module.FLOOD_TURNS
-
-    def come(count: int) -> None:
-        for _ in range(count):
-            socket.create_connection(("127.18.4.9", 9000)).close()
 
     def turn() -> int:
         before = len(taken)
         on_host.listeners.on_ready(0.0)
         return len(taken) - before
 
-    come(most * turns + 2 * few + 1)
+    come(9000, most * turns + 2 * few + 1)
     assert [turn() for _ in range(turns + 4)] == [most] * turns + [few, few, 1, 0]
-    come(most)
+    come(9000, most)
     assert turn() == most, "the flood is over"
+
+
+@pytest.mark.parametrize("each", (2, 4, 8))
+def test_a_flooded_port_holds_no_other_out(on_host, monkeypatch, each):
+    monkeypatch.setattr(module, "FLOOD_TURNS", 8)
+    on_host.change([(True, at("9000")), (True, at("9001"))])
+    ports: list[int] = []
+    on_host.takers.accepted = lambda listener, sock, address, now: (
+        ports.append(listener.port),
+        sock.close(),
+    )
+    for n in range(40):
+        come(9000, each)
+        if n >= 20:
+            come(9001, 1)
+        on_host.listeners.on_ready(0.0)
+    assert ports.count(9001) >= 8

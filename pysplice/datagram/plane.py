@@ -8,7 +8,7 @@ import select
 from typing import Any, Final
 
 from .. import _cext, wire
-from ..backlog import FLOWS_MAX, FLOWS_PER_TURN, Backlog
+from ..backlog import Backlog
 from ..budget import Budget
 from ..config.ports import GUEST
 from ..forward.policy import Listener
@@ -24,8 +24,10 @@ from .udp import Kept, Rules, Udp
 
 EVENTS_PER_TURN: Final = 64
 
-# Of datagrams whose flows wait to be opened: bytes of all, and what one counts beside its own (empty ones must be few)
-KEPT_BYTES: Final = 1 << 20
+# Of datagrams whose flows wait to be opened: bytes of all, of one flow, and what each datagram counts beside its own
+# (empty ones must be few)
+KEPT_BYTES: Final = 4 << 20
+KEPT_BYTES_FLOW: Final = 256 << 10
 KEPT_EACH: Final = 1 << 10
 
 # As much of a packet that came in fragments as an ICMP error quotes of its headers
@@ -37,9 +39,22 @@ LINK_PORTS = frozenset({67, 68, 546, 547})
 EXPIRE_AFTER: Final = 1.0  # seconds, between two looks at the flows' times
 
 
-def _size(kept: Kept) -> int:
-    """What datagrams that wait count of KEPT_BYTES."""
-    return sum(map(len, kept.payloads)) + KEPT_EACH * len(kept.payloads)
+class Waiting:
+    """Datagrams of one flow that wait, those that go out alike together; `size`: what they count of KEPT_BYTES."""
+
+    __slots__ = ("kept", "size")
+
+    def __init__(self) -> None:
+        self.kept: list[Kept] = []
+        self.size = 0
+
+    def add(self, kept: Kept, size: int) -> None:
+        self.size += size
+        last = self.kept[-1] if self.kept else None
+        if last is not None and (last.ttl, last.df, last.mac) == (kept.ttl, kept.df, kept.mac):
+            last.payloads.extend(kept.payloads)
+        else:
+            self.kept.append(kept)
 
 
 class FromGuest:
@@ -66,7 +81,7 @@ class FromGuest:
         self._with_udp = with_udp
         self._fragments = fragments.Reassembler()
         self._log = log
-        self._backlog: Backlog[Kept] = Backlog(loop, self._begin, FLOWS_PER_TURN, FLOWS_MAX)
+        self._backlog: Backlog[Waiting] = Backlog(loop, self._begin)
         self._kept_bytes = 0
 
     def __bool__(self) -> bool:
@@ -77,35 +92,53 @@ class FromGuest:
         """Datagrams of one flow."""
         if not self._leaves(run.key, bool(run.group), now):
             self.dropped += run.frames
-        elif self.udp.knows(run.key) or self._backlog.passes(now):
-            self.udp.on_run(run, now)
-        elif self._backlog.full and self._backlog.get(run.key) is None:
-            self._overrun(run.frames, now)
-        else:
-            self._wait(self.udp.keep(run), now)
-
-    def _wait(self, kept: Kept, now: float) -> None:
-        """Have datagrams wait until their flow can be opened."""
-        size = _size(kept)
-        before = self._backlog.get(kept.key)
-        if self._kept_bytes + size > KEPT_BYTES or not self._backlog.put(kept.key, before or kept):
-            self._overrun(len(kept.payloads), now)
             return
+        if self._backlog and self._backlog.get(run.key) is not None and self.udp.knows(run.key):
+            self._begin_early(run.key, now)
+        if self.udp.knows(run.key) or self._backlog.passes(now):
+            self.udp.on_run(run, now)
+        elif self._has_room(run.key, run.length, run.frames, now):
+            self._wait(self.udp.keep(run))
+
+    def _has_room(self, key: bytes, length: int, count: int, now: float) -> bool:
+        """True if so many datagrams can wait, of `length` bytes in all; else they are lost."""
+        size = length + KEPT_EACH * count
+        waiting = self._backlog.get(key)
+        held = waiting.size if waiting is not None else 0
+        full = waiting is None and self._backlog.full
+        if full or self._kept_bytes + size > KEPT_BYTES or held + size > KEPT_BYTES_FLOW:
+            self.udp.undelivered += count
+            self._log.flow("limit", "too many new UDP flows at once, datagrams were dropped", now)
+            return False
+        return True
+
+    def _wait(self, kept: Kept) -> None:
+        """Have datagrams wait until their flow can be opened."""
+        size = sum(map(len, kept.payloads)) + KEPT_EACH * len(kept.payloads)
+        waiting = self._backlog.get(kept.key)
+        if waiting is None:
+            waiting = Waiting()
+            self._backlog.put(kept.key, waiting)
+        waiting.add(kept, size)
         self._kept_bytes += size
-        if before is not None:
-            before.payloads.extend(kept.payloads)
 
-    def _overrun(self, count: int, now: float) -> None:
-        """Datagrams find no room."""
-        self.udp.undelivered += count
-        self._log.flow("limit", "too many new UDP flows at once, datagrams were dropped", now)
+    def _begin(self, waiting: Waiting, now: float) -> None:
+        self._kept_bytes -= waiting.size
+        for kept in waiting.kept:
+            try:
+                self.udp.on_kept(kept, now)
+            except Exception as e:
+                self._log.defect(f"udp {describe.flow_name(kept.key)}: {type(e).__name__}: {e}", now)
 
-    def _begin(self, kept: Kept, now: float) -> None:
-        self._kept_bytes -= _size(kept)
-        try:
-            self.udp.on_kept(kept, now)
-        except Exception as e:
-            self._log.defect(f"udp {describe.flow_name(kept.key)}: {type(e).__name__}: {e}", now)
+    def _begin_early(self, key: bytes, now: float) -> None:
+        """The flow has come into being by a client's datagram: what the guest has sent before goes first."""
+        waiting = self._backlog.pop(key)
+        if waiting is not None:
+            self._begin(waiting, now)
+
+    def finish(self) -> None:
+        """Send what waits: nothing comes after it."""
+        self._backlog.finish()
 
     def _leaves(self, key: bytes, to_group: bool, now: float) -> bool:
         """True for a datagram that goes on to the host's network; `to_group`: its frame was sent to all stations.
@@ -141,10 +174,11 @@ class FromGuest:
                 if self._leaves(key, wire.is_to_group(frame), now):
                     headers = frame[: wire.ETHERNET] + packet[:QUOTED]
                     kept = Kept(key, headers, ttl, wire.frame_source(frame), 0, [payload])
-                    if self._backlog.get(key) is None:
+                    if self._backlog.get(key) is None or self.udp.knows(key):
+                        self._begin_early(key, now)
                         self.udp.on_kept(kept, now)
-                    else:
-                        self._wait(kept, now)
+                    elif self._has_room(key, len(payload), 1, now):
+                        self._wait(kept)
                 else:
                     self.dropped += 1
                 return
@@ -167,8 +201,7 @@ class FromGuest:
         return self.dropped + self.udp.undelivered + self.udp.filtered
 
     def close(self) -> None:
-        """Send what waits, and close all sockets."""
-        self._backlog.finish()
+        """Close all sockets."""
         self.endpoints.close()
         self.echo.close()
 
@@ -224,6 +257,11 @@ class DatagramPlane:
         if self._from_guest is not None:
             self._from_guest.on_frame(frame, now)
             self._expire_later(now)
+
+    def finish(self) -> None:
+        """Send what waits for its flow: nothing comes after it."""
+        if self._from_guest is not None:
+            self._from_guest.finish()
 
     # From sockets
 

@@ -216,7 +216,6 @@ class Udp:
         if old is not None:
             self._flows.remove(old)
         if not self._rules.new_flows.allows(now):
-            self.undelivered += 1
             self._log.flow("limit", "too many new flows, a datagram was dropped", now)
             return None
         target = self._translation.target(key)

@@ -20,11 +20,11 @@ from ..sockets.unix import SocketFiles
 from .policy import Listener
 
 # Each takes about as long as a batch of small frames; the others wait for all of them
-# Clients that are accepted before everything else gets its turn; fewer once so many turns in a row have left some over,
-# for that is a flood
+# Clients that are accepted before everything else gets its turn; fewer of a listener's once so many turns in a row have
+# left some of them over, for that is a flood
 ACCEPTS_PER_TURN = 8
 ACCEPTS_IN_FLOOD = 2
-FLOOD_TURNS = 8
+FLOOD_TURNS = 128
 LISTENERS_PER_TURN = 64
 PAUSE = 1.0  # seconds, while there is no descriptor for a client
 
@@ -115,7 +115,8 @@ class Listeners:
         self._loop = loop
         self._log = log
         self._paused: set[int] = set()
-        self._full_turns = 0  # in a row
+        self._turns = 0
+        self._full_turns: dict[int, int] = {}  # in a row, by descriptor
         self._resume_timer = loop.timer(self._resume)
         self._by_fd: dict[int, Listener] = {}
         self._listeners: dict[tuple[Rule, int], Listener] = {}
@@ -222,6 +223,7 @@ class Listeners:
         """Close the listener of a rule at a port; what was accepted goes on."""
         listener = self._listeners.pop((rule, port))
         del self._by_fd[listener.sock.fileno()]
+        self._full_turns.pop(listener.sock.fileno(), None)
         self.epoll.unregister(listener.sock.fileno())
         if self._change is not None:
             self._change.aside[_bound_to(rule, port)] = listener
@@ -340,16 +342,30 @@ class Listeners:
 
     def on_ready(self, now: float) -> None:
         """Some listeners have clients."""
-        accepts = ACCEPTS_PER_TURN if self._full_turns < FLOOD_TURNS else ACCEPTS_IN_FLOOD
-        for fd, ready in self.epoll.poll(0, LISTENERS_PER_TURN):
+        ready = []
+        for fd, bits in self.epoll.poll(0, LISTENERS_PER_TURN):
             listener = self._by_fd.get(fd)
             if listener is None:
                 continue
             if listener.rule.protocol == UDP:
-                self._takers.arrived(listener, bool(ready & select.EPOLLERR), now)
-            elif accepts > 0:
-                accepts -= self._accept(listener, accepts, now)
-        self._full_turns = 0 if accepts > 0 else self._full_turns + 1
+                self._takers.arrived(listener, bool(bits & select.EPOLLERR), now)
+            else:
+                ready.append((fd, listener))
+        left = ACCEPTS_PER_TURN
+        # Each turn begins with another one, so that none is held out by the others
+        self._turns += 1
+        for n in range(len(ready)):
+            fd, listener = ready[(self._turns + n) % len(ready)]
+            turns = self._full_turns.get(fd, 0)
+            most = min(left, ACCEPTS_IN_FLOOD if turns >= FLOOD_TURNS else ACCEPTS_PER_TURN)
+            if most <= 0:
+                break
+            accepted = self._accept(listener, most, now)
+            left -= accepted
+            if accepted < most:
+                self._full_turns.pop(fd, None)
+            else:
+                self._full_turns[fd] = turns + 1
 
     def _accept(self, listener: Listener, most: int, now: float) -> int:
         """Accept at most so many clients; the result: how many there were."""

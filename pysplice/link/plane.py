@@ -15,9 +15,10 @@ from .neighbours import Neighbours
 from .responder import Responder
 from .tap import TapDevice
 
-# Frames that are taken apart in Python, each of which costs some 50 us
-FRAMES_PER_TURN: Final = 16
-FRAMES_MAX: Final = 1024  # that wait
+# Packets that wait to go beyond the link; each costs some 50 us.  While more wait, nothing is read: the ring fills, and
+# the guest's kernel has its senders wait.
+PACKETS_WAITING: Final = 256
+BYTES_WAITING: Final = 1 << 20
 
 
 class Beyond(Protocol):
@@ -31,6 +32,9 @@ class Beyond(Protocol):
 
     def on_frame(self, frame: bytes, now: float) -> None:
         """A frame with an IP packet that is neither TCP nor a whole UDP datagram."""
+
+    def finish(self) -> None:
+        """Nothing comes after this."""
 
 
 class LinkPlane:
@@ -58,9 +62,9 @@ class LinkPlane:
         self._log = log
         self._failed = failed
         self.expired = 0  # packets that had no hops left
-        self._backlog: Backlog[bytes] = Backlog(loop, self._serve, FRAMES_PER_TURN, FRAMES_MAX)
+        self._backlog: Backlog[bytes] = Backlog(loop, self._serve, 1 << 16)
         self._frames = 0  # so far
-        self.overrun = 0  # frames that found no room
+        self._bytes = 0  # that wait
 
     def on_batch(self, datagrams: Sequence[_cext.Datagrams], frames: Sequence[bytes], now: float) -> None:
         """Everything of a batch but its TCP segments."""
@@ -70,21 +74,39 @@ class LinkPlane:
             except Exception as e:
                 self._failed(e)
         for frame in frames:
-            self._frames += 1
-            if self._backlog.passes(now):
-                self._serve(frame, now)
-            elif not self._backlog.put(self._frames, frame):
-                self.overrun += 1
+            try:
+                self._on_frame(frame, now)
+            except Exception as e:
+                self._failed(e)
 
-    def _serve(self, frame: bytes, now: float) -> None:
-        try:
-            self._on_frame(frame, now)
-        except Exception as e:
-            self._failed(e)
+    @property
+    def is_behind(self) -> bool:
+        """True while so much waits that the guest has to wait too."""
+        return len(self._backlog) > PACKETS_WAITING or self._bytes > BYTES_WAITING
+
+    def catch_up(self) -> None:
+        """Serve some of what waits."""
+        self._backlog.turn()
 
     def finish(self) -> None:
-        """Serve what waits: nothing comes after it."""
+        """Serve what waits, also beyond: nothing comes after it."""
         self._backlog.finish()
+        self._beyond.finish()
+
+    def _to_beyond(self, frame: bytes, now: float) -> None:
+        if self._backlog.passes(now):
+            self._beyond.on_frame(frame, now)
+            return
+        self._frames += 1
+        self._bytes += len(frame)
+        self._backlog.put(self._frames, frame)
+
+    def _serve(self, frame: bytes, now: float) -> None:
+        self._bytes -= len(frame)
+        try:
+            self._beyond.on_frame(frame, now)
+        except Exception as e:
+            self._failed(e)
 
     def _on_datagrams(self, run: _cext.Datagrams, now: float) -> None:
         key = run.key
@@ -112,7 +134,7 @@ class LinkPlane:
                 self._neighbours.asked(wire.frame_source(frame), self._responder.asker(frame))
             self._tap.emit_frame(reply)
         elif served:
-            self._beyond.on_frame(frame, now)
+            self._to_beyond(frame, now)
 
     def _is_served(self, ethertype: bytes, packet: bytes) -> bool:
         """True for an IP packet of a version that is served, by its ethertype and its own first byte."""

@@ -97,6 +97,9 @@ class TapReader:
 
     def on_ready(self, now: float) -> None:
         """The tap holds frames; raises TapGone once it cannot be read."""
+        if self._link.is_behind:
+            self._link.catch_up()
+            return
         try:
             runs, datagrams, frames = self._tap.drain()
         except OSError as e:
@@ -123,7 +126,7 @@ class TapReader:
                 now = self._loop.now()
                 self._link.on_batch(datagrams, frames, now)
                 self._streams.on_batch(runs, now)
-        self._link.finish()
+                self._link.finish()
 
     def _describe_dropped(self, now: float) -> None:
         """Say which frames were dropped without being looked at."""

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from ..backlog import FLOWS_MAX, FLOWS_PER_TURN, Backlog
+from ..backlog import Backlog
 from ..budget import Budget
 from ..loop import Loop
 from ..observe import describe
@@ -110,7 +110,7 @@ class StreamPlane:
         self._loop = loop
         self._log = log
         self._tap = tap
-        self._backlog: Backlog[tuple[Run, bytes]] = Backlog(loop, self._begin, FLOWS_PER_TURN, FLOWS_MAX)
+        self._backlog: Backlog[tuple[Run, bytes]] = Backlog(loop, self._begin)
         self._resume_timer = loop.timer(self._resume)
 
     def fileno(self) -> int:
@@ -165,7 +165,7 @@ class StreamPlane:
         """A segment that belongs to no flow; the result is the flow that it has opened, if it need not wait."""
         key: bytes = run.key  # type: ignore[attr-defined]
         if run.flags & (SYN | ACK | RST) != SYN:
-            self._backlog.remove(key)
+            self._backlog.pop(key)
             self._open.refuse(run, self._tap.headers(run.handle))
         elif self._backlog.get(key) is not None:
             self._backlog.put(key, (run, self._tap.headers(run.handle)))  # the guest repeats it
