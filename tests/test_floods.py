@@ -1,6 +1,7 @@
 """A guest that asks for more than there is time for: who else is served, what waits, and what is lost."""
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -258,8 +259,9 @@ def test_a_datagram_in_fragments_does_not_overtake(peer):
     house.serve(script)
 
 
-def test_what_waits_goes_out_at_the_end(peer):
-    """Also more than a batch; and it is counted."""
+@pytest.mark.parametrize("gone", (False, True))
+def test_what_waits_goes_out_at_the_end(peer, gone):
+    """Also more than a batch, and if the tap has ended with its namespace; and it is counted."""
     house, count = House(descriptors=9000), 900
     port = peer.getsockname()[1]
     got: list[bytes] = []
@@ -271,6 +273,10 @@ def test_what_waits_goes_out_at_the_end(peer):
 
     def script():
         batch(house, *(datagram(port, sport) for sport in range(2000, 2000 + count)))
+        if gone:
+            for _ in range(4):
+                house.loop.watched[house.tap_fd]()
+            os.dup2(os.open("/dev/null", os.O_WRONLY), house.tap_fd)
         house.loop.on_signal()
 
     reader = threading.Thread(target=read)

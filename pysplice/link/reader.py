@@ -120,13 +120,15 @@ class TapReader:
         """Read what the guest sent before it ended, as far as that can be read at once."""
         with contextlib.suppress(OSError):
             for _ in range(LAST_BATCHES):
+                # First what waits already: the tap may be gone
+                self._link.finish()
                 runs, datagrams, frames = self._tap.drain()
                 if not (runs or datagrams or frames):
-                    break
+                    return
                 now = self._loop.now()
                 self._link.on_batch(datagrams, frames, now)
                 self._streams.on_batch(runs, now)
-                self._link.finish()
+        self._link.finish()
 
     def _describe_dropped(self, now: float) -> None:
         """Say which frames were dropped without being looked at."""

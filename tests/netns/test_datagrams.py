@@ -841,3 +841,46 @@ def test_a_port_that_the_guest_uses_is_published(world, tmp_path):
                     stranger.sendto(b"z", (world.HOST4, 4500))
                     assert guest.recvfrom(10)[1] == stranger.getsockname()
             world.host.run(*PYSPLICE, "ctl", control, "del" if published else "add", "-u", "4500")
+
+
+LAST_WORDS = """
+import os, socket, sys
+socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(sys.argv[1]))]
+for sock in socks:
+    sock.sendto(b"last words", (sys.argv[2], int(sys.argv[3])))
+os._exit(0)
+"""
+
+
+def test_what_a_command_sends_before_it_ends_arrives(world):
+    """From more ports than are opened at once."""
+    server = bound(world.remote, world.REMOTE4)
+    count = 400
+    port = str(server.getsockname()[1])
+    command = world.host.spawn(
+        *PYSPLICE, "--config-net", "--", sys.executable, "-c", LAST_WORDS, str(count), world.REMOTE4, port
+    )
+    assert command.wait(30) == 0
+    server.settimeout(5)
+    assert len({server.recvfrom(100)[1] for _ in range(count)}) == count
+    server.close()
+
+
+def test_datagrams_in_fragments_keep_up(world):
+    """The guest has to wait where it is too fast: fragments that wait are no reason to lose others."""
+    world.pysplice("--config-net", "--mtu", "1500")
+    server = bound(world.remote, world.REMOTE4)
+    sock = asking(world, 4, server)
+    sock.send(b"first")
+    server.recv(10)
+    for n in range(40):
+        for _ in range(10):
+            sock.send(bytes(8192))
+        got = 0
+        server.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while got < 10:
+                got += len(server.recv(10_000)) == 8192
+        assert got == 10, n
+    server.close()
+    sock.close()

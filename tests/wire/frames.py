@@ -463,6 +463,8 @@ def parse(data: bytes, now: float, fragments: int = 1) -> Frame | None:
     icmp = ip.payload if version == 6 else ip.getlayer(ICMP)
     if icmp is None or not (version == 4 or hasattr(icmp, "type")):
         return None
+    if version == 6 and icmp.type >= 128 and not isinstance(icmp, ICMPv6EchoReply):
+        return None  # no error: groups, for instance
     kind, values, payload, port = _icmp(icmp, version, common)
     key = (version, port) if port is not None else None
     return Frame(kind, values | {"len": len(payload)}, payload, now, key, raw)
