@@ -16,6 +16,7 @@ if anything is lost, hangs, or harms the connection beside.
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -31,9 +32,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import compare_pasta as yard
-
 HERE = Path(__file__).resolve().parent
+PYTHON = HERE.parent / ".venv/bin/python"
+if importlib.util.find_spec("uvloop") is None and PYTHON.exists():
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
+
+import compare_pasta as yard  # noqa: E402
+
 GUEST_PORT, REMOTE_PORT, BESIDE_PORT = 8080, 5201, 5202
 BLOCK, PACE = 16_384, 0.004  # bytes, and seconds between them: 4 MB/s in each direction
 ASK = 0.01  # seconds between requests over UDP
@@ -247,11 +252,12 @@ class Place:
                 "host", sys.executable, "-m", "pysplice", "-f", "--config-net", "--netns", "/run/netns/guest",
                 "-I", "tap0", "-P", str(ready), "-t", str(GUEST_PORT), *options,
             ),
-            stderr=subprocess.DEVNULL,
+            stderr=(self.folder / "stderr").open("w"),
         )  # fmt: skip
         limit = time.monotonic() + 15
         while not (ready.exists() and ready.stat().st_size):
-            assert time.monotonic() < limit and self.pysplice.poll() is None, "pysplice does not start"
+            if time.monotonic() > limit or self.pysplice.poll() is not None:
+                sys.exit(f"pysplice does not start: {(self.folder / 'stderr').read_text().strip()}")
             time.sleep(0.02)
         self.pid = int(ready.read_text())
         self.servers = {
@@ -547,10 +553,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--fault", type=names, default=list(FAULTS))
-    parser.add_argument("--traffic", type=names, default=list(TRAFFIC))
-    parser.add_argument("--during", type=float, default=2.0, help="seconds")
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument(
+        "--fault", type=names, default=list(FAULTS), help="which, with commas (default: all)"
+    )
+    parser.add_argument(
+        "--traffic", type=names, default=list(TRAFFIC), help="which, with commas (default: all)"
+    )
+    parser.add_argument(
+        "--during", type=float, default=2.0, help="how long a fault lasts, seconds (default: 2)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the faults and the kinds of traffic")
     parser.add_argument("--end", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.end:

@@ -11,14 +11,16 @@ many       connections that stay: memory for each, and the latency of one among 
 flood      SYNs and datagrams from the guest, and connections and datagrams from outside, as many as can be sent,
            beside one conversation: its latency with them and without
 
-After each part the descriptors, the flows and the memory of pysplice are as before (of connections that stay: as after
-the first time), or the exit status is 1.  Any user can run it, in network namespaces of its own.  The number at once is
+After each part the descriptors, the flows of TCP and the memory of pysplice are as before (of connections that stay: as
+after the first time; pipes and buffers that are kept for the next ones are left, and UDP flows end by time alone), or
+the exit status is 1.  Any user can run it, in network namespaces of its own.  The number at once is
 bounded by the limit of descriptors (ulimit -n).
 """
 
 import argparse
 import contextlib
 import ctypes
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -37,7 +39,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import compare_pasta as yard
+HERE = Path(__file__).resolve().parent
+PYTHON = HERE.parent / ".venv/bin/python"
+if importlib.util.find_spec("uvloop") is None and PYTHON.exists():
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
+
+import compare_pasta as yard  # noqa: E402
 
 SERVER, CLOSED, ECHO, PUBLISHED, UDP, SINK = 5301, 5302, 5303, 8080, 5304, 5305
 PARTS = ("churn", "datagrams", "many", "flood")
@@ -342,12 +349,13 @@ class Place:
                 "host", sys.executable, "-m", "pysplice", "-f", "--config-net", "--netns", "/run/netns/guest", "-q",
                 "-P", str(ready), "--control", str(self.socket), *published, *options,
             ),
-            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdin=subprocess.DEVNULL, stderr=(folder / "stderr").open("w"), start_new_session=True,
         )  # fmt: skip
         self.exit.callback(yard.kill, self.process)
         until = time.monotonic() + 15
         while not (ready.exists() and ready.stat().st_size):
-            assert time.monotonic() < until and self.process.poll() is None, "pysplice does not start"
+            if time.monotonic() > until or self.process.poll() is not None:
+                sys.exit(f"pysplice does not start: {(folder / 'stderr').read_text().strip()}")
             time.sleep(0.02)
         self.pid = int(ready.read_text())
         for name, function, address, port in (
@@ -516,13 +524,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--connections", type=int, default=20_000)
-    parser.add_argument("--datagrams", type=int, default=200_000)
-    parser.add_argument("--at-once", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3, help="of each flood")
-    parser.add_argument("--part", type=lambda text: text.split(","), default=list(PARTS))
-    parser.add_argument("--option", action="append", default=[], help="one more option of pysplice")
+    parser.add_argument("--connections", type=int, default=20_000, help="of the churn (default: 20000)")
+    parser.add_argument("--datagrams", type=int, default=200_000, help="how many (default: 200000)")
+    parser.add_argument("--at-once", type=int, default=2000, help="connections that stay (default: 2000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each flood (default: 3)")
+    parser.add_argument(
+        "--part",
+        type=lambda text: text.split(","),
+        default=list(PARTS),
+        help="which parts, with commas (all)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        help="one more word for pysplice: --option=--limit-flows --option=200",
+    )
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
     for name in args.part:
         if name not in PARTS:
             parser.error(f"there is no part '{name}': there are {', '.join(PARTS)}")

@@ -101,7 +101,30 @@ EXPECTED = {
     "mtu", "quotes", "target", "from", "mac", "dst", "solicited", "lifetime", "id", "content", "within", "count", "in",
     "most", "least",
 }  # fmt: skip
-HEAD = {"source", "pysplice", "only", "isn", "takes", "from"}
+NUMBER, SPAN, HEX = r"-?\d+", r"\d+:\d+", r"([0-9a-f]{2})*"
+# What values of a step to send may be: the largest number, or a pattern
+LIMITS = {
+    "win": 0xFFFF, "mss": 0xFFFF, "wscale": 255, "urg": 0xFFFF, "doff": 15, "udplen": 0xFFFF, "iplen": 0xFFFF,
+    "len": 65507, "checksum": 0xFFFF, "ttl": 255, "tos": 255, "id": 0xFFFFFFFF, "protocol": 255, "cut": 1500, "pad": 1500,
+    "sport": 0xFFFF, "dport": 0xFFFF, "hops": 255, "mtu": 0xFFFFFFFF, "quote": 1500, "times": 100_000,
+}  # fmt: skip
+PATTERNS = {
+    "seq": NUMBER, "ack": NUMBER, "data": SPAN, "sack": SPAN, "ts": SPAN, "fastopen": HEX, "options": HEX,
+    "ipoptions": HEX, "fragments": rf"{SPAN}(,{SPAN})*", "bad": "ip|transport", "source": "none",
+    "about": "sent|received", "header": "hop|destination|routing",
+    **dict.fromkeys(("shrinks", "probe", "beyond", "counts", "sackok", "df", "more"), "1"),
+}  # fmt: skip
+EXPECTED_PATTERNS = {
+    "content": r"(guest|server):\d+", "count": r"\d*\.\.\d*|\d+", "in": r"\d+(\.\d+)?", "most": NUMBER, "least": NUMBER,
+    "code": "net|host|protocol|port|prohibited|too-big|time|reassembly|parameter",
+}  # fmt: skip
+HEADS = {
+    "only": "[46]",
+    "isn": r"\d+|0x[0-9a-fA-F]+",
+    "takes": "(long|all)(, ?(long|all))?",
+    "from": "server",
+}
+HEAD = {"source", "pysplice", *HEADS}
 STACKS = ("linux", "pysplice")
 SERVER = {
     "accept", "read", "write", "shutdown", "close", "abort", "end", "reset", "connect", "connected", "refused",
@@ -191,9 +214,34 @@ def parse_step(text: str, line: int, where: str) -> Step:
         raise Mistake(f"{where}:{line}: no value of such a step: {min(odd)}")
     if step.actor in "<>" and len(words) > {"nothing": 1, "data": 2}.get(verb, 0):
         raise Mistake(f"{where}:{line}: not understood: {words[-1]}")
+    if len(fields) < len(more) - len(words):
+        raise Mistake(f"{where}:{line}: a value is given twice: {text}")
+    for name, value in fields.items():
+        problem = wrong(step.actor, name, value)
+        if problem:
+            raise Mistake(f"{where}:{line}: {name}={value}: {problem}")
     if "within" in fields and not _WITHIN.fullmatch(fields["within"]):
         raise Mistake(f"{where}:{line}: within=LOW..HIGH, with a HIGH of at least 1 or none")
     return step
+
+
+def wrong(actor: str, name: str, value: str) -> str:
+    """What is wrong with a value; empty if nothing is."""
+    if actor == "<":
+        pattern = EXPECTED_PATTERNS.get(name, ".*")
+        return "" if re.fullmatch(pattern, value) else f"it must match {pattern}"
+    if name in LIMITS and value != "none":
+        most = LIMITS[name]
+        return "" if value.isdigit() and int(value) <= most else f"it must be 0 to {most}"
+    pattern = PATTERNS.get(name, ".*")
+    if not re.fullmatch(pattern, value):
+        return f"it must match {pattern}"
+    start, _, end = value.partition(":")
+    return (
+        "the end lies before the beginning"
+        if pattern == SPAN and name != "ts" and int(end) < int(start)
+        else ""
+    )
 
 
 def parse(path: Path) -> Iterator[Script]:
@@ -214,8 +262,10 @@ def parse(path: Path) -> Iterator[Script]:
         elif in_head and text:
             name, _, value = text.partition(":")
             if name not in HEAD:
-                raise Mistake(f"{path.name}:{line}: no field of a head: {name}")
+                raise Mistake(f"{path.name}:{line}: no field of a head (an empty line ends it): {name}")
             script.head[name] = value.strip()
+            if not re.fullmatch(HEADS.get(name, ".+"), script.head[name]):
+                raise Mistake(f"{path.name}:{line}: {name}: it must match {HEADS.get(name, 'something')}")
         elif not text:
             in_head = False
         else:
@@ -236,5 +286,11 @@ def _checked(script: Script) -> Script:
 
 
 def all_scripts() -> list[Script]:
-    """Every script, by file and line."""
-    return [script for path in sorted(SCRIPTS.glob("*.wire")) for script in parse(path)]
+    """Every script, by file and line; raises Mistake."""
+    scripts = [script for path in sorted(SCRIPTS.glob("*.wire")) for script in parse(path)]
+    titles: dict[str, Script] = {}
+    for script in scripts:
+        other = titles.setdefault(script.title, script)
+        if other is not script:
+            raise Mistake(f"{script.path.name}:{script.line}: the title of {other.path.name}:{other.line}")
+    return scripts

@@ -213,6 +213,7 @@ class Player:
         self.server_wscale = 0
         self.server_mss = UNIT
         self.last_sent = b""
+        self.differs = ""  # the value by which the last frame of the right kind was another
         self.last_received: Frame | None = None
         self.mark = self.matched_at = time.monotonic()
         self.server: Any = None
@@ -235,11 +236,12 @@ class Player:
                     self.act(step)
                 except Failure as e:
                     raise Failure(f"line {step.line}: {step.text}: {e}") from None
-                except (ValueError, KeyError, IndexError, TypeError) as e:
-                    raise Failure(f"line {step.line}: {step.text}: cannot be played: {e}") from None
                 except OSError as e:
                     name = "nothing comes" if isinstance(e, TimeoutError) else type(e).__name__
                     raise Failure(f"line {step.line}: {step.text}: {name}") from None
+                except Exception as e:
+                    why = f"cannot be played: {type(e).__name__}: {e}"
+                    raise Failure(f"line {step.line}: {step.text}: {why}") from None
         finally:
             self.stack.forget((self.ends.version, self.ends.sport), listener)
             self.server.close_all()
@@ -427,7 +429,9 @@ class Player:
         while True:
             frame = self.next(until)
             if frame is None:
-                raise Failure("nothing comes" if not passed else f"got {'; '.join(map(str, passed[-2:]))}")
+                got = f"got {'; '.join(map(str, passed[-2:]))}"
+                differs = f" (differs in {self.differs})" if self.differs else ""
+                raise Failure(got + differs if passed else "nothing comes")
             if self.matches(step, frame):
                 if not low <= frame.time - self.matched_at <= high:
                     raise Failure(f"after {frame.time - self.matched_at:.2f} s")
@@ -474,10 +478,12 @@ class Player:
                 return False
         elif frame.kind != step.verb:
             return False
+        self.differs = ""
         for name, wanted in step.fields.items():
             if name in ("within", "count", "in", "times"):
                 continue
             got = frame.values.get(name, "none")
+            self.differs = name
             if name in ("target", "from"):
                 if got != self.ends.address(wanted):
                     return False
@@ -490,6 +496,7 @@ class Player:
                     return False
             elif not within(got, wanted):
                 return False
+        self.differs = ""
         return True
 
 

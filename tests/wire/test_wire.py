@@ -69,6 +69,19 @@ def test_a_script_is_read(tmp_path):
         "== T\nsource: x\n\n< SYN within=3\n",
         "== T\nsource: x\n\n< SYN acknowledged\n",
         "== T\nsource: x\n\nserver read upto=9\n",
+        "== T\nsource: x\n\n> SYN mss=70000\n",
+        "== T\nsource: x\n\n> SYN win=-1\n",
+        "== T\nsource: x\n\n> SYN seq=abc\n",
+        "== T\nsource: x\n\n> ACK data=5:1\n",
+        "== T\nsource: x\n\n> ACK data=5\n",
+        "== T\nsource: x\n\n> SYN bad=transprt\n",
+        "== T\nsource: x\n\n> UDP len=3 len=4\n",
+        "== T\nsource: x\n\n< ERROR code=prot\n",
+        "== T\nsource: x\n\n< UDP content=sever:3\n",
+        "== T\nsource: x\nonly: 5\n\n> SYN\n",
+        "== T\nsource: x\ntakes: forever\n\n> SYN\n",
+        "== T\nsource: x\nfrom: nobody\n\n> SYN\n",
+        "== T\nsource: x\n> SYN\n",
     ),
 )
 def test_a_mistake_is_named(tmp_path, text):
@@ -119,7 +132,7 @@ _numbers = itertools.count(600)
         ("> UDP len=10\nserver receive 11", "another datagram"),
         ("> UDP len=10 to=closed\n< ERROR code=host", "got ERROR"),
         ("> SYN\n< SYN,ACK within=3..", "after 0."),
-        ("> SYN seq=abc", "cannot be played"),
+        ("> UDP len=4\nserver receive 4\nserver answer 5\n< UDP content=server:4", "differs in content"),
         ("server read", "cannot be played"),
     ),
 )
