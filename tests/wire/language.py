@@ -105,8 +105,8 @@ NUMBER, SPAN, HEX = r"-?\d+", r"\d+:\d+", r"([0-9a-f]{2})*"
 # What values of a step to send may be: the largest number, or a pattern
 LIMITS = {
     "win": 0xFFFF, "mss": 0xFFFF, "wscale": 255, "urg": 0xFFFF, "doff": 15, "udplen": 0xFFFF, "iplen": 0xFFFF,
-    "len": 65507, "checksum": 0xFFFF, "ttl": 255, "tos": 255, "id": 0xFFFFFFFF, "protocol": 255, "cut": 1500, "pad": 1500,
-    "sport": 0xFFFF, "dport": 0xFFFF, "hops": 255, "mtu": 0xFFFFFFFF, "quote": 1500, "times": 100_000,
+    "len": 65507, "checksum": 0xFFFF, "ttl": 255, "tos": 255, "id": 0xFFFFFFFF, "protocol": 255, "cut": 1500,
+    "pad": 1500, "sport": 0xFFFF, "dport": 0xFFFF, "hops": 255, "mtu": 0xFFFFFFFF, "quote": 1500, "times": 100_000,
 }  # fmt: skip
 PATTERNS = {
     "seq": NUMBER, "ack": NUMBER, "data": SPAN, "sack": SPAN, "ts": SPAN, "fastopen": HEX, "options": HEX,
