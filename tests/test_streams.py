@@ -826,3 +826,106 @@ def test_streams_are_lent_and_given_back():
     again = hosts.borrow(sizes[0])
     assert any(again is stream for stream, _ in held), "an unused one is taken again"
     house.serve(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "answer"),
+    (("S", b"", (0, 1001)), ("S", b"abc", (0, 1004)), ("SF", b"", None)),
+)
+def test_a_refusal_counts_what_the_segment_takes(flags, data, answer, servers, monkeypatch):
+    """Of the numbers: a SYN, its data, a FIN; and a reset in answer to an acknowledgement has none of its own."""
+    house, server = House(), servers()
+
+    def make(self, request):
+        raise OSError(errno.EADDRNOTAVAIL, "planted")
+
+    def script():
+        guest = Guest(house, port_of(server))
+        house.proxy._planes.streams._open._hosts.connect = lambda *args: make(None, None)
+        got = guest.send(flags, data, ack=0)
+        assert [(segment.seq, segment.ack) for segment in got] == ([answer] if answer else [])
+        (segment,) = Guest(house, port_of(server)).send("A", ack=77)
+        assert (segment.seq, segment.ack) == (77, 0)
+
+    inside(house, script)
+
+
+def test_why_flows_were_ended_is_kept(servers):
+    house, server = House(), servers()
+
+    def script():
+        Guest(house, port_of(server)).open()
+        plane = house.proxy._planes.streams
+        (flow,) = plane.flows.all()
+        plane.failed(flow, RuntimeError("planted"))
+        assert flow.connection.error == errno.EIO
+        plane.flows.settle(flow)
+        port = published(house)
+        plane.flows._half_open_max = 1
+        with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
+            before = []
+            real = plane.flows.longest_waiting
+
+            def longest(inbound):
+                found = real(inbound)
+                before.extend([found] if found else [])
+                return found
+
+            plane.flows.longest_waiting = longest
+            house.loop.settle()
+            assert [flow.connection.error for flow in before] == [errno.ETIMEDOUT]
+
+    inside(house, script)
+
+
+def test_what_lingers_is_not_delivered_yet(servers):
+    house = House()
+    plane = house.proxy._planes.streams
+    assert plane.undelivered() == []
+
+    class Lingering:
+        kept = 77
+
+        def close(self):
+            pass
+
+    real, plane.hosts.lingering = plane.hosts.lingering, Lingering()
+    assert plane.undelivered() == [77]
+    plane.hosts.lingering = real
+    house.serve(lambda: None)
+
+
+def test_a_guest_without_an_address_has_no_clients():
+    house = House()
+    opener = house.proxy._planes.streams._open
+    client = bytes((192, 0, 2, 1))
+    assert opener._inbound_key(b"", 80, client, 1000) is None
+    assert opener._inbound_key(bytes((10, 0, 2, 15)), 80, client, 1000) is not None
+    house.serve(lambda: None)
+
+
+def test_a_stream_is_lent_while_it_holds_something(servers):
+    house, server = House(), servers()
+
+    def script():
+        Guest(house, port_of(server)).open()
+        peer, _ = server.accept()
+        (flow,) = house.proxy._planes.streams.flows.all()
+        door, hosts = flow.connection.host, hosts_of(house)
+        assert door.receive(10) == -errno.EAGAIN and door.stream is None and hosts._lent == 0
+        peer.sendall(b"abc")
+        assert door.receive(1) == 1
+        stream = door.stream
+        assert door.receive(1) == 1 and door.stream is stream and bytes(len(stream)) == bytes(2)
+        assert hosts._lent == 1
+        door.discard(1)
+        assert door.stream is stream
+        assert door.receive(10) == 1
+        assert door.receive(10) == -errno.EAGAIN and door.stream is stream, "it holds something"
+        door.discard(2)
+        assert door.stream is None and hosts._lent == 0
+        assert door.shutdown() == 0
+        peer.close()
+        assert door.receive(10) == 0 and door.stream is None
+
+    inside(house, script)

@@ -567,3 +567,210 @@ def test_of_many_hosts_the_last_are_looked_up(peers):  # noqa: F811
         assert not house.datagrams()
 
     inside(house, script)
+
+
+# Echo, to the letter
+
+
+def echo_plane(house):
+    return house.proxy._planes.datagrams._from_guest.echo
+
+
+@BOTH
+def test_what_is_taken_is_not_counted_as_lost(version, pings, monkeypatch):  # noqa: F811
+    house = House(ipv6=True, limit_flows=1)
+
+    def script():
+        house.send(echo_of(version, ident=1))
+        house.send(echo_of(version, ident=2))  # beyond the limit
+        house.send(echo_of(version, ident=1))
+        (flow,) = echo_plane(house).flows
+        assert flow.used == house.loop.time and flow.ttl == 64
+        assert flow.host == packed(version, ADDRESSES[version][2])
+
+        class Full:
+            family = flow.sock.family
+
+            def send(self, message):
+                raise BlockingIOError
+
+            def close(self):
+                pass
+
+        real, flow.sock = flow.sock, Full()
+        house.send(echo_of(version, ident=1))
+        flow.sock = real
+        assert house.figures()["datagrams"]["not_passed_on"] == 0
+        house.send(ip(version) / UDP(sport=0, dport=9))
+        house.loop.advance(30)
+        house.send(echo_of(version, ident=1))
+        assert flow.used == house.loop.time
+
+    inside(house, script)
+
+
+@pytest.mark.parametrize("fails", (1, 2))
+def test_an_error_about_an_earlier_request_costs_none(pings, fails):  # noqa: F811
+    house = House()
+    sent: list[bytes] = []
+
+    def script():
+        house.send(echo_of(4))
+        (flow,) = echo_plane(house).flows
+        house.received()
+        real = flow.sock
+
+        class Refusing:
+            family = real.family
+            left = fails
+
+            def send(self, message):
+                if self.left:
+                    self.left -= 1
+                    raise ConnectionRefusedError
+                sent.append(message)
+
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+        flow.sock = Refusing()
+        house.send(echo_of(4, seq=9))
+        assert len(sent) == (fails == 1)
+        flow.sock = real
+
+    inside(house, script)
+
+
+def test_an_echo_leaves_as_the_options_say(pings):  # noqa: F811
+    import ipaddress
+    import subprocess
+
+    addresses = ("10.99.1.1", "10.99.1.2")
+    for address in addresses:
+        subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
+    house = House(outbound=(ipaddress.ip_address("10.99.1.2"),), outbound_if4="lo")
+
+    def script():
+        house.send(echo_of(4, dst="10.99.1.1"))
+        (flow,) = echo_plane(house).flows
+        assert flow.sock.getsockname()[0] == "10.99.1.2"
+        assert flow.sock.getsockopt(socket.SOL_SOCKET, 25, 16).rstrip(b"\0") == b"lo"
+        house.loop.settle()
+        assert len(house.received()) == 1
+
+    try:
+        inside(house, script)
+    finally:
+        for address in addresses:
+            subprocess.run(["ip", "addr", "del", f"{address}/32", "dev", "lo"], check=True)
+
+
+def test_each_reply_has_an_identification_of_its_own(pings):  # noqa: F811
+    house = House(mtu=1500)
+
+    def script():
+        idents = []
+        for seq in range(3):
+            house.send(echo_of(4, bytes(2000), seq=seq))
+            house.loop.settle()
+            frames = house.received()
+            assert len({frame[IP].id for frame in frames}) == 1 and len(frames) == 2
+            idents.append(frames[0][IP].id)
+        assert idents == [1, 2, 3]
+
+    inside(house, script)
+
+
+def test_strange_messages_at_a_ping_socket_hold_no_reply_up(pings):  # noqa: F811
+    house = House()
+
+    def script():
+        house.send(echo_of(4))
+        house.loop.settle()
+        house.received()
+        (flow,) = echo_plane(house).flows
+        real = flow.sock
+        messages = [b"\x08\0 a request", b"\0\0\0\0\0\0\0\5pong"]
+
+        class Odd:
+            family = real.family
+
+            def recv(self, most):
+                if not messages:
+                    raise BlockingIOError
+                return messages.pop(0)
+
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+        flow.sock = Odd()
+        echo_plane(house).on_socket(real.fileno(), select.EPOLLIN, 1.0)
+        (frame,) = house.received()
+        assert bytes(frame[ICMP].payload) == b"pong" and frame[ICMP].seq == 5
+        flow.sock = real
+
+    inside(house, script)
+
+
+# Errors that come before their time
+
+
+@pytest.mark.parametrize(("fails", "sent"), ((0, True), (2, True), (3, False)))
+def test_how_often_a_datagram_is_tried(peers, fails, sent):  # noqa: F811
+    """An error about an earlier datagram is reported by the next send: twice at most that is no reason to give up."""
+    house, peer = House(), peers(4)
+
+    def script():
+        sends(house, 4, peer.port, b"first")
+        peer.receive()
+        plane = house.proxy._planes.datagrams._from_guest.udp
+        real, left = plane._packets, [fails]
+
+        class Packets:
+            def send(self, *args):
+                if left[0]:
+                    left[0] -= 1
+                    return -errno.ECONNREFUSED
+                return real.send(*args)
+
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+        plane._packets = Packets()
+        sends(house, 4, peer.port, b"second")
+        if sent:
+            assert peer.receive()[0] == b"second"
+        else:
+            assert peer.is_empty()
+        assert house.figures()["datagrams"]["not_passed_on"] == (not sent)
+        plane._packets = real
+
+    inside(house, script)
+
+
+def test_an_error_without_a_port_is_about_what_was_just_sent(monkeypatch, peers):  # noqa: F811
+    house, peer = House(), peers(4)
+
+    def script():
+        sends(house, 4, peer.port)
+        plane = house.proxy._planes.datagrams._from_guest.udp
+        (flow,) = plane._flows
+        local = reported(4, origin=errors.ORIGIN_LOCAL, kind=(0, 0), info=1280)
+        about = {
+            "another host's": local._replace(peer=("127.0.0.9", 0)),
+            "its own": local._replace(peer=("127.0.0.1", 0)),
+            "nobody's": local._replace(peer=()),
+        }
+        for queue, sender, told in (
+            (["its own"], flow, 1),
+            (["its own"], None, 0),
+            (["another host's"], flow, 0),
+            (["nobody's", "its own"], flow, 1),
+        ):
+            monkeypatch.setattr(errors, "queued", lambda sock, queue=queue: [about[name] for name in queue])
+            house.received()
+            house.loop.advance(1)
+            plane.on_errors(flow.port, house.loop.time, sent=sender)
+            assert len(house.received()) == told, queue
+
+    inside(house, script)
