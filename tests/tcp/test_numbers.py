@@ -5,9 +5,12 @@ import errno
 import pytest
 
 from pysplice.tcp import seq, small_queue, window
+from pysplice.tcp.account import account
+from pysplice.tcp.connection import KEEPALIVE_PROBES
 from pysplice.tcp.doors import ACK, CLOSING, FIN, PSH, READABLE, RST, SYN, WRITABLE
 from pysplice.tcp.events import CLOSED
 from pysplice.tcp.receive import ROUNDED_UP_MAX, Receive
+from pysplice.tcp.send import RETRANSMIT_MAX
 from pysplice.tcp.small_queue import SmallQueue
 from pysplice.tcp.timing import CHALLENGE_INTERVAL, RTO_MIN, Challenges, RoundTrip
 
@@ -656,3 +659,127 @@ def test_a_good_end_is_no_error():
     scene.ready(CLOSING)
     scene.ack(1)
     assert scene.facts & CLOSED and scene.connection.error == 0
+
+
+# Which rule has decided about a window
+
+
+class Reader:
+    irs, seq_from_tap, ws_to_tap, mss = 100, 1101, 2, 1460
+    kept = short_bytes = frame_bytes = 0
+
+
+def account_of(
+    room: int, reading=None, initial: bool = False, kept: int = 0, estimate=lambda _: 10_000
+) -> dict:
+    reader = Reader()
+    reader.kept = kept
+    return account(reader, SmallQueue(limit=777), estimate, reading, 5000, room, 4096, initial)
+
+
+def test_the_rule_that_has_decided():
+    read = facts()
+    assert account_of(10_000, read)["by"] == "estimate"
+    assert account_of(10_001, read)["by"] == "edge", "it would have been less: the edge does not move left"
+    assert account_of(9999, read)["by"] == "queue"
+    assert account_of(9999, read, initial=True)["by"] == "initial"
+    assert account_of(9999)["by"] == "edge" and account_of(9999, kept=1)["by"] == "kept"
+    most = 65535 << 2
+    assert account_of(most, read, estimate=lambda _: most)["by"] == "estimate"
+    assert account_of(most + 1, read, estimate=lambda _: most + 1)["by"] == "field"
+
+
+def test_what_an_account_says_beside_that():
+    said = account_of(9999, facts(outq=3), kept=4)
+    assert (said["window"], said["left"], said["kept"], said["read"]) == (4096, 5000, 4, 1001)
+    assert (said["budget"], said["budget_frames"], said["field_max"]) == (777, 0, 65535 << 2)
+    assert said["outq"] == 3 and said["mss"] == 1460 and said["room"] == 10_000
+
+
+def test_windows_that_are_silly_or_a_segment_by_courtesy():
+    full = facts(queued=64 * KIB, outq=60_000)
+    assert window.bounds(full, 1460, lambda _: 1000)["by"] == "silly"
+    assert window.bounds(facts(), 1460, lambda _: 1000)["by"] == "writable"
+    assert window.bounds(facts(), 1460, lambda _: 1460)["by"] == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("name", "reading", "expected"),
+    (
+        # The queue has grown, or drained, between the two readings
+        ("linear", facts(queued=0, outq=500), window.scaled(64 * KIB)),
+        ("linear", facts(queued=100, outq=0), window.scaled(64 * KIB) - 100),
+        ("segments", facts(queued=0, outq=500), window.scaled(64 * KIB) - 500),
+        ("segments", facts(queued=100, outq=0), window.scaled(64 * KIB)),
+        ("segments-wmem", facts(queued=0, outq=500), window.scaled(64 * KIB)),
+        ("segments-wmem", facts(queued=100, outq=0), window.scaled(64 * KIB) - 100),
+    ),
+)
+def test_readings_that_do_not_fit_each_other(name, reading, expected):
+    assert window.ESTIMATORS[name](reading) == expected
+
+
+# Time-outs of the connection
+
+
+def test_silence_is_borne_for_so_many_probes():
+    """RFC 9293, 3.8.4: the guest is asked, and given up after KEEPALIVE_PROBES without an answer."""
+    scene = Scene().established()
+    probes = 0
+    while not scene.facts & CLOSED:
+        sent = scene.advance(10)
+        probes += sum(segment.flags == ACK for segment in sent)
+        assert probes <= KEEPALIVE_PROBES
+    assert probes == KEEPALIVE_PROBES
+    assert sent[-1].flags == RST | ACK and sent[-1].window == 0 and sent[-1].ack == scene.next
+
+
+def test_what_holds_a_sender_up():
+    """Nothing is under way, and yet something should be."""
+    scene = Scene(guest_mss=1000, wscale=0, window_=65535).established()
+    send = scene.connection.send
+    assert not send.held_up()
+    send.host_readable = True
+    assert send.held_up()
+    send.host_readable = False
+    send.stream_len = 1
+    assert send.held_up()
+    send.stream_len = 0
+    scene.guest(window=20_000)
+    scene.remote(b"a" * 500)
+    send.host_readable = True
+    assert not send.held_up(), "it is under way"
+
+
+def test_what_is_repeated_has_a_bound():
+    scene = Scene(guest_mss=1000, wscale=7, window_=65535).established()
+    scene.guest(window=4000)
+    (sent, *_) = scene.remote(b"a" * (RETRANSMIT_MAX + 50_000))
+    send = scene.connection.send
+    assert send.in_flight() > RETRANSMIT_MAX
+    scene.tap.take()
+    send.retransmit()
+    (again,) = scene.tap.take()
+    assert len(again.payload) == RETRANSMIT_MAX and again.seq == sent.seq
+
+
+def test_nothing_under_way_cannot_be_repeated():
+    scene = Scene().established()
+    send = scene.connection.send
+    assert send.expired() is False and send.recover == -1
+    scene.remote(b"data")
+    assert send.expired() is True and send.recover == send.seq_to_tap
+
+
+def test_a_window_that_is_resumed_is_a_segment_and_no_more():
+    queue = SmallQueue(limit=1000)
+    scene = Scene(queue=queue, wscale=0, sndbuf=87040).established()
+    scene.connection.receive.ws_to_tap = 0
+    for _ in range(60):
+        scene.guest(b"x" * 1000)
+        scene.host.drain()
+    scene.tap.take()
+    scene.connection.resume()
+    sent = scene.tap.take()
+    assert all(segment.window <= 65535 for segment in sent)
+    assert scene.connection.receive.room_left() >= 1460
