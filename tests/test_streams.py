@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 from scapy.layers.inet import ICMP, TCP, IPerror, TCPerror
-from scapy.layers.inet6 import ICMPv6DestUnreach
-from scapy.layers.l2 import Ether
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
 
 from pysplice.budget import HALF_OPEN_MAX
 from pysplice.config.ports import HOST, Rule
@@ -927,5 +927,47 @@ def test_a_stream_is_lent_while_it_holds_something(servers):
         assert door.shutdown() == 0
         peer.close()
         assert door.receive(10) == 0 and door.stream is None
+
+    inside(house, script)
+
+
+@BOTH
+def test_a_guest_that_moves_to_another_mac(version, servers):
+    """A question of ARP or NDP, or a SYN, moves its connections; data alone does not."""
+    house, server = House(ipv6=True), servers(version)
+    second, third = "02:00:00:00:00:02", "02:00:00:00:00:03"
+    address, gateway, _ = ADDRESSES[version]
+
+    def goes_to(peer) -> set[str]:
+        peer.sendall(b"data")
+        house.loop.settle()
+        return {frame.dst for frame in house.received() if TCP in frame and frame[TCP].dport == 40000}
+
+    def script():
+        guest = Guest(house, port_of(server), version).open()
+        peer, _ = server.accept()
+        data = (
+            TCP(sport=40000, dport=guest.port, flags="PA", seq=guest.nxt, ack=guest.ack, window=WINDOW)
+            / b"x"
+        )
+        house.guest.send(bytes(Ether(src=third, dst=OUR_MAC) / ip(version) / data))
+        house.loop.settle()
+        house.received()
+        assert goes_to(peer) == {GUEST_MAC}
+        if version == 4:
+            question = ARP(hwsrc=second, psrc=address, pdst=gateway)
+        else:
+            question = IPv6(src=address, dst=gateway, hlim=255) / ICMPv6ND_NS(tgt=gateway)
+            question /= ICMPv6NDOptSrcLLAddr(lladdr=second)
+        house.guest.send(bytes(Ether(src=second, dst=OUR_MAC) / question))
+        house.loop.settle()
+        house.received()
+        assert goes_to(peer) == {second}
+        syn = TCP(sport=40001, dport=guest.port, flags="S", seq=1, window=WINDOW)
+        house.guest.send(bytes(Ether(src=third, dst=OUR_MAC) / ip(version) / syn))
+        house.loop.settle()
+        house.received()
+        assert goes_to(peer) == {third}
+        peer.close()
 
     inside(house, script)
