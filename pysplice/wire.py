@@ -162,6 +162,13 @@ def is_ipv6(packet: bytes) -> bool:
     return packet[:1] != b"" and packet[0] >> 4 == 6
 
 
+def is_fragment(packet: bytes) -> bool:
+    """True for an IP packet that carries a fragment."""
+    if is_ipv4(packet):
+        return len(packet) >= IPV4 and bool(struct.unpack_from("!H", packet, 6)[0] & 0x3FFF)
+    return len(packet) >= IPV6 + FRAGMENT and packet[6] == PROTO_FRAGMENT
+
+
 def packet_source(packet: bytes) -> bytes:
     """The source address of an IP packet."""
     return packet[12:16] if is_ipv4(packet) else packet[8:24]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import struct
 import threading
 
 import pytest
@@ -20,6 +21,7 @@ from .support.taps import GUEST_MAC, OUR_MAC
 
 pytestmark = pytest.mark.usefixtures("isolated")
 IP_RECVTTL = 12
+GSO_UDP_L4 = 5
 
 
 @pytest.fixture
@@ -317,26 +319,72 @@ def test_other_packets_hold_no_connection_up_and_none_is_lost(server):
 
 
 @pytest.mark.parametrize("bound", ("PACKETS_WAITING", "BYTES_WAITING"))
-def test_while_too_many_packets_wait_nothing_is_read(monkeypatch, bound):
-    """The ring fills, and the guest's kernel has its senders wait: nothing is lost here."""
+def test_while_too_many_fragments_wait_nothing_is_read(monkeypatch, bound):
+    """One that is lost costs its whole datagram: the ring fills, and those who send have to wait."""
     house = House()
     monkeypatch.setattr(link_plane, bound, 10)
     monkeypatch.setattr(backlog, "TURN_MAX", 5)
+    served = []
+    parts = [part for n in range(30) for part in fragment(datagram(9, 2000 + n, bytes(5000)), 1480)]
+
+    def script():
+        house.proxy._planes.datagrams.on_frame = lambda frame, now: served.append(frame)
+        link = house.proxy._planes.reader._link
+        batch(house, *parts[:-1])
+        house.loop.watched[house.tap_fd]()
+        waiting = len(link._backlog)
+        assert link.is_behind and waiting == len(parts) - 1 - backlog.AT_ONCE
+        batch(house, parts[-1])
+        house.loop.watched[house.tap_fd]()
+        assert len(link._backlog) == waiting - 5, "some were served, and none was read"
+        until_idle(house)
+        assert len(served) == len(parts) and not link.is_behind
+        assert (link._bytes, link._fragments, link.overrun) == (0, 0, 0)
+
+    house.serve(script)
+
+
+@pytest.mark.parametrize("bound", ("PACKETS_WAITING", "BYTES_WAITING"))
+def test_other_packets_do_not_keep_the_tap_from_being_read(monkeypatch, bound):
+    """They are lost where too many wait, and counted: the guest's TCP is behind them in the ring."""
+    house = House()
+    monkeypatch.setattr(link_plane, bound, 10)
     served = []
 
     def script():
         house.proxy._planes.datagrams.on_frame = lambda frame, now: served.append(frame)
         link = house.proxy._planes.reader._link
-        for n in range(3):
-            batch(house, *(IP(src=GUEST, dst=GATEWAY) / ICMP(id=n, seq=m) / b"ping" for m in range(40)))
+        batch(house, *(IP(src=GUEST, dst=GATEWAY) / ICMP(id=n, seq=1) / b"ping" for n in range(60)))
         house.loop.watched[house.tap_fd]()
-        waiting = len(link._backlog)
-        assert link.is_behind and waiting == 120 - backlog.AT_ONCE
-        batch(house, IP(src=GUEST, dst=GATEWAY) / ICMP(id=9, seq=9) / b"ping")
-        house.loop.watched[house.tap_fd]()
-        assert len(link._backlog) == waiting - 5, "some were served, and none was read"
+        assert not link.is_behind and link.overrun > 30
+        assert flows(house)["datagrams"]["not_passed_on"] == link.overrun
         until_idle(house)
-        assert len(served) == 121 and not link.is_behind and link._bytes == 0
+        assert len(served) == 60 - link.overrun and link._bytes == 0
+
+    house.serve(script)
+    assert "too many at once" in house.said.getvalue()
+
+
+@pytest.mark.parametrize(("segments", "lost"), ((60, 0), (128, 60), (129, 60)))
+def test_joined_datagrams_count_one_by_one(peer, segments, lost):
+    """A frame may hold 128 of them, or say that it holds more, which no kernel has joined."""
+    house = House(vnet=True)
+    port = peer.getsockname()[1]
+    header = struct.pack("=BBHHHH", 1, GSO_UDP_L4, 42, 1, 34, 6)
+
+    def script():
+        for sport in range(2000, 2000 + backlog.AT_ONCE):
+            house.guest.send(bytes(10) + bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / datagram(port, sport)))
+        frame = bytes(Ether(src=GUEST_MAC, dst=OUR_MAC) / datagram(port, 3000, bytes(segments)))
+        frames = 60 if lost else 1
+        for _ in range(frames):
+            house.guest.send(header + frame)
+        plane = house.proxy._planes.datagrams._from_guest
+        house.loop.watched[house.tap_fd]()
+        assert plane._kept_bytes <= datagram_plane.KEPT_BYTES_FLOW
+        assert (flows(house)["datagrams"]["not_passed_on"] >= lost) and (lost or not plane.udp.undelivered)
+        until_idle(house)
+        assert plane._kept_bytes == 0
 
     house.serve(script)
 

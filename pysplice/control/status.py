@@ -56,7 +56,7 @@ class Status:
             "datagrams": {
                 "not_passed_on": self._datagrams.unpassed
                 + self._splices.datagrams.refused
-                + self._reader.expired
+                + self._reader.lost
             },
         }
 

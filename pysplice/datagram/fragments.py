@@ -103,16 +103,9 @@ class Reassembler:
             self._drop(key)
 
 
-def is_fragment(packet: bytes) -> bool:
-    """True for an IP packet that carries a fragment."""
-    if wire.is_ipv4(packet):
-        return len(packet) >= IPV4 and bool(struct.unpack_from("!H", packet, 6)[0] & 0x3FFF)
-    return len(packet) >= IPV6 + FRAGMENT and packet[6] == PROTO_FRAGMENT
-
-
 def _fragment(packet: bytes) -> tuple[bytes, int, bool, bytes] | None:
     """Which packet a fragment belongs to, its offset, whether more follow, and its bytes; None if it is malformed."""
-    if not is_fragment(packet):
+    if not wire.is_fragment(packet):
         return None
     if wire.is_ipv4(packet):
         header = (packet[0] & 0x0F) * 4

@@ -97,24 +97,30 @@ class FromGuest:
             self._begin_early(run.key, now)
         if self.udp.knows(run.key) or self._backlog.passes(now):
             self.udp.on_run(run, now)
-        elif self._has_room(run.key, run.length, run.frames, now):
-            self._wait(self.udp.keep(run))
+        elif self._has_room(run.key, run.length + KEPT_EACH * run.frames):
+            self._wait(self.udp.keep(run), run.frames, now)
+        else:
+            self._lost(run.frames, now)
 
-    def _has_room(self, key: bytes, length: int, count: int, now: float) -> bool:
-        """True if so many datagrams can wait, of `length` bytes in all; else they are lost."""
-        size = length + KEPT_EACH * count
+    def _has_room(self, key: bytes, size: int) -> bool:
+        """True if datagrams that count so much can wait."""
         waiting = self._backlog.get(key)
         held = waiting.size if waiting is not None else 0
         full = waiting is None and self._backlog.full
-        if full or self._kept_bytes + size > KEPT_BYTES or held + size > KEPT_BYTES_FLOW:
-            self.udp.undelivered += count
-            self._log.flow("limit", "too many new UDP flows at once, datagrams were dropped", now)
-            return False
-        return True
+        return not full and self._kept_bytes + size <= KEPT_BYTES and held + size <= KEPT_BYTES_FLOW
 
-    def _wait(self, kept: Kept) -> None:
-        """Have datagrams wait until their flow can be opened."""
+    def _lost(self, count: int, now: float) -> None:
+        """Datagrams find no room."""
+        self.udp.undelivered += count
+        self._log.flow("limit", "too many new UDP flows at once, datagrams were dropped", now)
+
+    def _wait(self, kept: Kept, frames: int, now: float) -> None:
+        """Have datagrams that came in so many frames wait until their flow can be opened."""
         size = sum(map(len, kept.payloads)) + KEPT_EACH * len(kept.payloads)
+        # A frame may hold many, or so many that no kernel has joined them
+        if not kept.payloads or not self._has_room(kept.key, size):
+            self._lost(max(frames, len(kept.payloads)), now)
+            return
         waiting = self._backlog.get(kept.key)
         if waiting is None:
             waiting = Waiting()
@@ -163,7 +169,7 @@ class FromGuest:
         packet = frame[wire.ETHERNET :]
         if len(packet) < wire.IPV4:
             return
-        if fragments.is_fragment(packet):
+        if wire.is_fragment(packet):
             whole = self._fragments.feed(packet, now)
             if whole is None:
                 return
@@ -177,8 +183,8 @@ class FromGuest:
                     if self._backlog.get(key) is None or self.udp.knows(key):
                         self._begin_early(key, now)
                         self.udp.on_kept(kept, now)
-                    elif self._has_room(key, len(payload), 1, now):
-                        self._wait(kept)
+                    else:
+                        self._wait(kept, 1, now)
                 else:
                     self.dropped += 1
                 return

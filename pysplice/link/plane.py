@@ -15,8 +15,8 @@ from .neighbours import Neighbours
 from .responder import Responder
 from .tap import TapDevice
 
-# Packets that wait to go beyond the link; each costs some 50 us.  While more wait, nothing is read: the ring fills, and
-# the guest's kernel has its senders wait.
+# Packets that wait to go beyond the link; each costs some 50 us.  With fragments among more, nothing is read, because
+# one that is lost costs its whole datagram.  What else finds no room is lost.
 PACKETS_WAITING: Final = 256
 BYTES_WAITING: Final = 1 << 20
 
@@ -65,6 +65,8 @@ class LinkPlane:
         self._backlog: Backlog[bytes] = Backlog(loop, self._serve, 1 << 16)
         self._frames = 0  # so far
         self._bytes = 0  # that wait
+        self._fragments = 0  # that wait
+        self.overrun = 0  # packets that found no room
 
     def on_batch(self, datagrams: Sequence[_cext.Datagrams], frames: Sequence[bytes], now: float) -> None:
         """Everything of a batch but its TCP segments."""
@@ -81,7 +83,11 @@ class LinkPlane:
 
     @property
     def is_behind(self) -> bool:
-        """True while so much waits that the guest has to wait too."""
+        """True while so many fragments wait that the guest has to wait too."""
+        return self._fragments > 0 and self._is_full
+
+    @property
+    def _is_full(self) -> bool:
         return len(self._backlog) > PACKETS_WAITING or self._bytes > BYTES_WAITING
 
     def catch_up(self) -> None:
@@ -97,12 +103,19 @@ class LinkPlane:
         if self._backlog.passes(now):
             self._beyond.on_frame(frame, now)
             return
+        is_fragment = wire.is_fragment(frame[wire.ETHERNET :])
+        if self._is_full and not is_fragment:
+            self.overrun += 1
+            self._log.flow("limit", f"{describe.packet(frame[wire.ETHERNET :])}: too many at once", now)
+            return
         self._frames += 1
         self._bytes += len(frame)
+        self._fragments += is_fragment
         self._backlog.put(self._frames, frame)
 
     def _serve(self, frame: bytes, now: float) -> None:
         self._bytes -= len(frame)
+        self._fragments -= wire.is_fragment(frame[wire.ETHERNET :])
         try:
             self._beyond.on_frame(frame, now)
         except Exception as e:

@@ -37,7 +37,7 @@ class Reader(Protocol):
     @property
     def invalid(self) -> int: ...
     @property
-    def expired(self) -> int: ...
+    def lost(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -45,7 +45,7 @@ class NoReader:
     """Without a tap nothing is read."""
 
     invalid: int = 0
-    expired: int = 0
+    lost: int = 0
 
     def fileno(self) -> int:
         return -1
@@ -91,9 +91,9 @@ class TapReader:
         return sum(self._tap.dropped.values())
 
     @property
-    def expired(self) -> int:
-        """How many packets had no hops left."""
-        return self._link.expired
+    def lost(self) -> int:
+        """How many packets had no hops left, or found no room."""
+        return self._link.expired + self._link.overrun
 
     def on_ready(self, now: float) -> None:
         """The tap holds frames; raises TapGone once it cannot be read."""

@@ -186,7 +186,7 @@ def _fragments(given: _Input) -> None:
             head = struct.pack("!BBHI", 17, 0, offset << 3 | more, flags >> 4)
             packet = wire.ip_packet(GUEST6, GATEWAY6, 44, head + payload)
         now += flags >> 2 & 3
-        assert fragments.is_fragment(packet) or flags & 2
+        assert wire.is_fragment(packet) or flags & 2
         whole = reassembler.feed(packet, now)
         if whole is not None:
             assert len(whole) <= FRAME_MAX

@@ -57,9 +57,9 @@ def ip(version: int = 4, **fields) -> Packet:
 
 
 class House:
-    """A proxy, its loop, and the guest's end of the tap; `options` are those of Config."""
+    """A proxy, its loop, and the guest's end of the tap; `vnet`: with offloads; `options` are those of Config."""
 
-    def __init__(self, descriptors: int = 1000, **options) -> None:
+    def __init__(self, descriptors: int = 1000, vnet: bool = False, **options) -> None:
         self.loop = FakeLoop()
         ours, self.guest = tap_pair()
         self.tap_fd = ours.detach()
@@ -70,7 +70,7 @@ class House:
         )  # fmt: skip
         self.watch = Ended()
         guest = Guest(
-            self.tap_fd, "tap0", False, False, 1000, bytes.fromhex(GUEST_MAC.replace(":", "")),
+            self.tap_fd, "tap0", vnet, vnet, 1000, bytes.fromhex(GUEST_MAC.replace(":", "")),
             Template(family4, family6 if options["ipv6"] else None), None, self.watch, None,
         )  # fmt: skip
         self.said = io.StringIO()
