@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from pysplice.proxy import LINGER_COMMAND
+
 from ..support.namespaces import PYSPLICE, run, stop, written
 from ..support.transfer import Background, transfer
 from .test_flows import pair
@@ -639,7 +641,6 @@ def test_the_process_that_serves_has_nothing(world, tmp_path):
 EARLY = """
 import signal, uvloop
 from pysplice import __main__
-from pysplice.proxy import LINGER_COMMAND
 
 class Early(uvloop.Loop):
     def run_forever(self):
