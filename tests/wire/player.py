@@ -37,7 +37,8 @@ UNIT = 1400  # bytes in a segment of `guest fill`
 FILL_MAX = 64 << 20  # bytes
 IN_FLIGHT_MAX = 40_000  # bytes: several scripts at a time must not fill the ring of a tap
 # Seconds without progress: a host's send buffer may grow when its zero-window probes are answered
-FILLED = 5.0
+FILLED = 2.5
+PROBE_EVERY = 0.6  # seconds: stacks answer what is out of the window at a bounded rate
 
 
 class Failure(AssertionError):
@@ -326,10 +327,11 @@ class Player:
     def fill(self) -> None:
         """Send as much as the stack's window permits, until nothing has been acknowledged for a while.
 
-        What a stack did not take, for want of memory, is sent again, as any sender does.
+        What a stack did not take, for want of memory, is sent again, and a closed window is probed, as any sender does.
         """
         quiet, start, rewound = time.monotonic(), self.acked, time.monotonic()
-        while time.monotonic() - quiet < FILLED:
+        probed = quiet
+        while time.monotonic() - quiet < FILLED or time.monotonic() - probed < PROBE_EVERY:
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.note(self.frames.get_nowait())
@@ -340,6 +342,11 @@ class Player:
             size = min(self.server_edge - self.nxt, UNIT, self.server_mss)
             if size <= 0 or self.nxt - self.acked > IN_FLIGHT_MAX:
                 time.sleep(0.001)
+                now = time.monotonic()
+                if size <= 0 and now - probed > PROBE_EVERY and now - quiet < FILLED:
+                    probed = now
+                    ack = (self.irs or 0) + self.rcv_nxt
+                    self.stack.send(frames.segment_of(self.ends, self.isn + self.acked - 1, ack, b""))
                 continue
             at = self.nxt - 1
             if at > FILL_MAX:
