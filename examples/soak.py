@@ -262,7 +262,7 @@ def converse(address: str, seconds: float, told: int) -> None:
 
 
 def sink(address: str, port: int) -> None:
-    """Datagrams that nobody reads: whoever answers a flood takes a processor as well."""
+    """Datagrams that nobody reads: a server that answers a flood takes a processor as well."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, port))
         signal.pause()

@@ -320,7 +320,7 @@ def test_other_packets_hold_no_connection_up_and_none_is_lost(server):
 
 @pytest.mark.parametrize("bound", ("PACKETS_WAITING", "BYTES_WAITING"))
 def test_while_too_many_fragments_wait_nothing_is_read(monkeypatch, bound):
-    """One that is lost costs its whole datagram: the ring fills, and those who send have to wait."""
+    """One that is lost costs its whole datagram: the ring fills, and senders have to wait."""
     house = House()
     monkeypatch.setattr(link_plane, bound, 10)
     monkeypatch.setattr(backlog, "TURN_MAX", 5)
